@@ -1,0 +1,77 @@
+"""The command line: thin, with no logic that a user of the library would miss.
+
+    exits.py       exceptions → messages and exit codes, the only place where that happens
+    options.py     what several commands share
+    output.py      results to stdout, talk to stderr, files written whole
+    start.py       demo, init
+    train.py       prepare, train
+    translate.py   translate, score
+    evaluate.py    evaluate
+    look.py        look
+    info.py        info
+
+Nothing that takes long to import (torch, pydantic, numpy, matplotlib) is imported before a command runs, so that
+`regard --help` is instant.
+"""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from regard import __version__
+from regard.cli.evaluate import evaluate
+from regard.cli.exits import Commands, exit_codes
+from regard.cli.info import info
+from regard.cli.look import look
+from regard.cli.start import demo, init
+from regard.cli.train import prepare, train
+from regard.cli.translate import score, translate
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    cls=Commands,
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"regard {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def regard(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Train, run and explain models that turn one sequence into another.
+
+    \b
+    To see what it is about, in minutes:    regard demo
+    To begin with pairs of your own:        regard init --list
+    To use what was trained:                regard translate RUN
+    To see where it looks:                  regard look RUN TEXT
+
+    Results go to standard output, talk goes to standard error. Exit codes: 0 done, 2 a mistake that the message
+    explains, 130 and 143 interrupted.
+    """
+
+
+for _command in (demo, init, prepare, train, translate, score, evaluate, look, info):
+    app.command()(_command)
+
+
+def main() -> None:
+    """Run the command line: what the installed command `regard` calls. Text is UTF-8, whatever the locale says."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(encoding="utf-8", errors="backslashreplace")  # type: ignore[union-attr]
+    with exit_codes():
+        app(prog_name="regard")

@@ -1,0 +1,184 @@
+"""`regard translate` and `regard score`: one line out for each line in, always and in order."""
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
+
+import typer
+
+from regard.cli.options import Beam, Checkpoint, Json, RunFolder
+from regard.cli.output import progress, results, say
+
+if TYPE_CHECKING:
+    from regard.translator import Translation
+
+
+def translate(
+    run: RunFolder,
+    input: Annotated[Path | None, typer.Option(metavar="FILE", help="Read this instead of standard input.")] = None,
+    output: Annotated[Path | None, typer.Option(metavar="FILE", help="Write this instead of standard output.")] = None,
+    beam: Beam = None,
+    nbest: Annotated[int, typer.Option(metavar="N", min=1, help="Give so many translations of each line.")] = 1,
+    length_penalty: Annotated[
+        float | None,
+        typer.Option(metavar="A", help="Rank by log-probability / length ** A. Default: the run's [decode]."),
+    ] = None,
+    batch_tokens: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Padded source tokens x beam of one batch. Default: the run's [decode]."),
+    ] = None,
+    batch_sentences: Annotated[
+        int | None, typer.Option(metavar="N", help="At most so many lines in one batch. Default: no such limit.")
+    ] = None,
+    checkpoint: Checkpoint = "best",
+    as_json: Json = False,
+) -> None:
+    """Translate text, one line out for each line in.
+
+    The order is kept, and only a newline ends a line. A line that could not be translated comes out empty, and
+    standard error tells its number and why. FILE of --output appears, whole, when all is done. With --nbest 2 and
+    more, each translation is a line of its own: line number, score and text, with tabs between. With --json, each
+    line is one JSON object.
+
+    \b
+    Examples:
+      echo "A dog runs." | regard translate runs/en-de
+      regard translate runs/en-de --input test.en --output test.de --beam 5
+    """
+    from regard.translator import load
+
+    translator = load(run, checkpoint)
+    unreadable: dict[int, str] = {}
+    put = _put_json if as_json else _put_nbest if nbest > 1 else _put_text
+    drawn = output is not None or not sys.stdout.isatty()
+    done = failed = 0
+    started = time.monotonic()
+    with _source(input) as source, results(output) as out, progress("translating", drawn=drawn) as advance:
+        translations = translator.stream(
+            _lines(source, unreadable), beam=beam, nbest=nbest, length_penalty=length_penalty,
+            batch_tokens=batch_tokens, batch_sentences=batch_sentences,
+        )
+        for done, translation in enumerate(translations, start=1):
+            problem = unreadable.pop(done, translation.problem)
+            put(out, done, translation, problem)
+            if problem is not None:
+                failed += 1
+                say(f"line {done:,}: not translated: {problem}")
+            advance()
+    say(_summary(done, failed, time.monotonic() - started))
+
+
+def score(
+    run: RunFolder,
+    source: Annotated[Path, typer.Option(metavar="FILE", help="The sources, one a line.")],
+    target: Annotated[Path, typer.Option(metavar="FILE", help="Line n is scored as the translation of source line n.")],
+    checkpoint: Checkpoint = "best",
+    as_json: Json = False,
+) -> None:
+    """Tell how likely the model finds given translations.
+
+    Prints the log-probability of each line in nats, its end symbol counted in: 0 is certainty, and longer lines score
+    lower. The sum, and the mean of a token, go to standard error. Nothing is written elsewhere.
+
+    \b
+    Example:
+      regard score runs/en-de --source test.en --target test.de > test.scores
+    """
+    from regard.errors import DataError
+    from regard.text.corpus import read_lines
+    from regard.translator import load
+
+    sources, targets = read_lines(source), read_lines(target)
+    if len(sources) != len(targets):
+        raise DataError(f"{target} has {len(targets):,} lines and {source} has {len(sources):,}. Line n of one must "
+                        "translate line n of the other")
+    translator = load(run, checkpoint)
+    log_probabilities = translator.score(sources, targets)
+    lengths = [len(ids) + 1 for ids in translator.tokenizers.target.encode(targets)]
+    for log_probability, tokens in zip(log_probabilities, lengths, strict=True):
+        line = {"log_probability": log_probability, "tokens": tokens}
+        typer.echo(json.dumps(line) if as_json else f"{log_probability:.4f}")
+    total, tokens = sum(log_probabilities), sum(lengths)
+    mean = f", {total / tokens:.4f} for each of {tokens:,} tokens" if tokens else ""
+    say(f"{len(sources):,} lines: log-probability {total:,.4f} nats in all{mean}")
+
+
+@contextmanager
+def _source(path: Path | None) -> Iterator[BinaryIO]:
+    """What is translated: a file, or standard input."""
+    if path is not None:
+        with path.open("rb") as file:
+            yield file
+        return
+    if sys.stdin.isatty():
+        say("Reading lines from the keyboard; Ctrl-D on an empty line ends them.")
+    yield sys.stdin.buffer
+
+
+def _lines(source: BinaryIO, unreadable: dict[int, str]) -> Iterator[str]:
+    """The lines as `regard.text.corpus.read_lines` reads them, but one by one, and without giving up on a bad one.
+
+    Args:
+        source: bytes.
+        unreadable: gets the number, from 1, and the fault of each line that is not UTF-8; it is given as empty.
+    """
+    for number, raw in enumerate(source, start=1):
+        raw = raw.removesuffix(b"\n").removesuffix(b"\r")
+        try:
+            line = raw.decode("utf-8")
+        except UnicodeDecodeError as error:
+            unreadable[number] = f"not UTF-8: byte {error.start + 1} of the line is 0x{raw[error.start]:02x}"
+            line = ""
+        yield line.removeprefix("\ufeff") if number == 1 else line
+
+
+def _put_text(out: BinaryIO, number: int, translation: "Translation", problem: str | None) -> None:
+    """One line: the best text."""
+    _put(out, "" if problem else _one_line(translation.text))
+
+
+def _put_nbest(out: BinaryIO, number: int, translation: "Translation", problem: str | None) -> None:
+    """A line for each translation: number of the input line, score, text."""
+    if problem:
+        _put(out, f"{number}\t\t")
+        return
+    for each in (translation, *translation.alternatives):
+        _put(out, f"{number}\t{each.score:.4f}\t{_one_line(each.text)}")
+
+
+def _put_json(out: BinaryIO, number: int, translation: "Translation", problem: str | None) -> None:
+    """One JSON object a line."""
+    values = _values(translation)
+    values["alternatives"] = [_values(each) for each in translation.alternatives]
+    _put(out, json.dumps({**values, "problem": problem}, ensure_ascii=False))
+
+
+def _values(translation: "Translation") -> dict[str, Any]:
+    return {
+        "text": translation.text,
+        "score": translation.score,
+        "log_probability": translation.log_probability,
+        "tokens": translation.tokens,
+    }
+
+
+def _one_line(text: str) -> str:
+    """The text without what would end a line: tokens of bytes or characters can spell a newline."""
+    return text.replace("\n", " ")
+
+
+def _put(out: BinaryIO, line: str) -> None:
+    """Write a line at once, so that whoever waits at the other end of a pipe has it."""
+    out.write(line.encode("utf-8", errors="replace") + b"\n")
+    out.flush()
+
+
+def _summary(done: int, failed: int, seconds: float) -> str:
+    """Such as "translated 1,000 lines in 5.1 s (196 a second); 2 could not be translated"."""
+    rate = f" ({done / seconds:,.0f} a second)" if done and seconds else ""
+    bad = f"; {failed:,} could not be translated" if failed else ""
+    return f"translated {done:,} line{'' if done == 1 else 's'} in {seconds:.1f} s{rate}{bad}"

@@ -1,0 +1,316 @@
+"""Every setting of Regard, declared exactly once: its name, type, unit, default and meaning.
+
+A config is one TOML file. `read_config` reads and checks it, `write_config` writes it back with every default filled
+in. Unknown keys are errors, and so are combinations that cannot work. Paths are relative to the config's own folder.
+"""
+
+import difflib
+import tomllib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from regard.errors import ConfigError
+
+Score = Literal["dot", "scaled_dot", "general", "concat", "additive"]
+TokenizerKind = Literal["bpe", "unigram", "char", "byte", "space"]
+
+
+class Section(BaseModel):
+    """What all sections share: they cannot be changed once read, and they know no unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class CorpusConfig(Section):
+    """One parallel corpus: two files of which line n translates line n, or one file of tab-separated pairs."""
+
+    source: Path | None = Field(None, description="text file, one sentence a line")
+    target: Path | None = Field(None, description="text file, line n translates line n of source")
+    pairs: Path | None = Field(None, description="instead of both: one file, source TAB target on each line")
+
+    @model_validator(mode="after")
+    def _either_form(self) -> Self:
+        two_files = self.source is not None and self.target is not None and self.pairs is None
+        one_file = self.pairs is not None and self.source is None and self.target is None
+        if not two_files and not one_file:
+            raise ValueError("a corpus is { source = FILE, target = FILE } or { pairs = FILE }")
+        return self
+
+
+class DataConfig(Section):
+    """Where the text is, and what is left out of it."""
+
+    root: Path = Field(Path(), description="what the paths below are relative to; itself relative to this file")
+    train: list[CorpusConfig] = Field(min_length=1, description="the corpora to learn from")
+    valid: CorpusConfig = Field(description="the corpus that chooses the best checkpoint")
+    test: CorpusConfig | None = Field(None, description="the corpus that `regard evaluate` scores by default")
+    max_tokens: int = Field(256, ge=1, description="pairs with a longer side, in tokens, are left out and counted")
+    bleu_tokenize: Literal["13a", "none", "char", "zh", "intl"] = Field("13a", description="how BLEU parts words: 13a "
+                                                                        "for plain text, none for tokenised text")
+    prepared: Path | None = Field(None, description="where the prepared shards go; default: data/ in the run's folder")
+
+
+class SideTokenizerConfig(Section):
+    """The tokenizer of one side."""
+
+    kind: TokenizerKind = Field("bpe", description="bpe | unigram | char | byte | space (already parted by spaces)")
+    size: int = Field(8000, ge=8, description="entries of the vocabulary, special tokens included (bpe, unigram: exact "
+                      "where the text yields so many; char, space: the most frequent; byte: always 260)")
+
+
+class TokenizerConfig(SideTokenizerConfig):
+    """How text becomes tokens: one tokenizer for both sides, or one for each."""
+
+    shared: bool = Field(True, description="one vocabulary for both sides; false: one for each, of the same kind")
+    source: SideTokenizerConfig | None = Field(None, description="the source's own tokenizer; needs `target` too")
+    target: SideTokenizerConfig | None = Field(None, description="the target's own tokenizer; needs `source` too")
+
+    @model_validator(mode="after")
+    def _both_sides(self) -> Self:
+        if (self.source is None) != (self.target is None):
+            raise ValueError("[tokenizer.source] and [tokenizer.target] come together: give both or neither")
+        return self
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether source and target have one vocabulary."""
+        return self.shared and self.source is None
+
+    @property
+    def sides(self) -> tuple[SideTokenizerConfig, SideTokenizerConfig]:
+        """The settings for the source and for the target."""
+        return self.source or self, self.target or self
+
+
+class ModelConfig(Section):
+    """What every family has."""
+
+    width: int = Field(256, ge=2, description="size of embeddings and of every hidden state")
+    layers: int = Field(2, ge=1, description="layers of the encoder, and of the decoder")
+    dropout: float = Field(0.1, ge=0, lt=1, description="share of values dropped in training")
+    tie: Literal["all", "decoder", "none"] = Field("decoder", description="which tables are one: all = both embeddings "
+                                                   "and the output; decoder = target embedding and output")
+    reverse_source: bool = Field(False, description="read the source from right to left (Sutskever et al. 2014)")
+
+
+class RNNConfig(ModelConfig):
+    """The RNN encoder-decoder, with its fixed vector or with attention."""
+
+    kind: Literal["rnn"]
+    cell: Literal["elman", "gru", "lstm"] = Field("gru", description="elman | gru | lstm")
+    bidirectional: bool = Field(True, description="the encoder reads both ways, width / 2 each")
+    summary: Literal["last", "mean", "max"] = Field("last", description="the fixed vector: last state, mean or maximum")
+    context: Literal["initial", "every_step"] = Field("initial", description="where the decoder meets the vector: in "
+                                                      "its start state (Sutskever 2014), or each step too (Cho 2014)")
+    attention: Literal["none", "before", "after"] = Field("none", description="before the cell (Bahdanau 2015), after "
+                                                          "it (Luong 2015), or none: the fixed vector alone")
+    score: Score = Field("additive", description="how query and key are compared; only with attention")
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        reasons = []
+        if self.bidirectional and self.width % 2:
+            reasons.append(f"bidirectional = true needs an even width, and width = {self.width}")
+        if self.attention != "none" and self.context != "initial":
+            reasons.append(f'context = "{self.context}" feeds the fixed vector at each step, which attention = '
+                           f'"{self.attention}" replaces: use context = "initial" or attention = "none"')
+        if self.attention == "none" and "score" in self.model_fields_set:
+            reasons.append(f'score = "{self.score}" means nothing with attention = "none": '
+                           'set attention = "before" or "after", or leave score out')
+        _refuse(reasons)
+        return self
+
+
+class TransformerConfig(ModelConfig):
+    """The Transformer of Vaswani et al. (2017)."""
+
+    kind: Literal["transformer"]
+    heads: int = Field(4, ge=1, description="attention heads; they divide the width between them")
+    feedforward: int = Field(1024, ge=1, description="width of the hidden layer between attentions")
+    norm: Literal["post", "pre"] = Field("pre", description="layer norm after each residual (2017), or before")
+    positions: Literal["sinusoidal"] = Field("sinusoidal", description="how order is told")
+    activation: Literal["relu", "gelu"] = Field("relu", description="relu | gelu")
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        reasons = []
+        if self.width % self.heads:
+            reasons.append(f"heads = {self.heads} do not divide width = {self.width}")
+        if self.width % 2:
+            reasons.append(f'positions = "sinusoidal" needs an even width, and width = {self.width}')
+        _refuse(reasons)
+        return self
+
+
+AnyModelConfig = Annotated[RNNConfig | TransformerConfig, Field(discriminator="kind")]
+
+
+class TrainConfig(Section):
+    """One training: how long, how fast, how it is judged, and what is kept."""
+
+    steps: int = Field(10000, ge=1, description="updates in all")
+    minutes: float | None = Field(None, gt=0, description="stop after so many minutes, if steps last longer")
+    batch_tokens: int = Field(4096, ge=1, description="padded target tokens of one update, over all devices")
+    accumulate: int = Field(1, ge=1, description="pieces that one update's batch is computed in, to save memory")
+    learning_rate: float = Field(1e-3, gt=0, description="its highest value, reached after warm-up")
+    schedule: Literal["inverse_sqrt", "cosine", "constant"] = Field("inverse_sqrt", description="what follows warm-up: "
+                                                                    "inverse_sqrt | cosine (to 0 at steps) | constant")
+    warmup: int = Field(1000, ge=0, description="updates over which the learning rate rises from 0")
+    betas: tuple[float, float] = Field((0.9, 0.98), description="AdamW's running averages")
+    weight_decay: float = Field(0.0, ge=0, description="AdamW's weight decay, on matrices only")
+    clip: float = Field(1.0, ge=0, description="highest norm of an update's gradient; 0 = no clipping")
+    label_smoothing: float = Field(0.1, ge=0, lt=1, description="share of each target spread over the vocabulary")
+    validate_every: int = Field(500, ge=1, description="updates between validations, each with a checkpoint")
+    metric: Literal["bleu", "token_error_rate", "loss"] = Field("bleu", description="what chooses the best checkpoint: "
+                                                                "of greedy output, or the validation loss")
+    patience: int = Field(0, ge=0, description="stop after so many validations without a better one; 0 = never")
+    average: int = Field(1, ge=1, description="last checkpoints kept, and averaged into one at the end; 1 = no average")
+    log_every: int = Field(50, ge=1, description="updates between lines of metrics.jsonl")
+    tensorboard: bool = Field(False, description="write tensorboard/ too (extra: tensorboard)")
+    threads: int = Field(0, ge=0, description="processor threads; 0 = as torch finds best")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto = a GPU where there is one")
+    seed: int = Field(1, ge=0, description="of weights, order and dropout")
+
+
+class DecodeConfig(Section):
+    """How `regard translate` searches when its command line does not say."""
+
+    beam: int = Field(5, ge=1, description="hypotheses kept; 1 = greedy")
+    length_penalty: float = Field(1.0, ge=0, description="rank by log-probability / length ** this")
+    max_length: int = Field(256, ge=1, description="longest output in tokens; besides, never over 2 x source + 10")
+    max_source_tokens: int = Field(1024, ge=1, description="longer input is not translated, and reported")
+    batch_tokens: int = Field(4096, ge=1, description="padded source tokens x beam of one batch")
+
+
+class Config(Section):
+    """A whole experiment: data, tokenizer, model, training, search."""
+
+    data: DataConfig
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    model: AnyModelConfig
+    train: TrainConfig = TrainConfig()
+    decode: DecodeConfig = DecodeConfig()
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.model.tie == "all" and not self.tokenizer.is_shared:
+            raise ValueError('[model] tie = "all" needs one vocabulary for both sides: '
+                             'set [tokenizer] shared = true, or tie = "decoder"')
+        return self
+
+
+def read_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read and check a config file.
+
+    Args:
+        path: the TOML file.
+        overrides: "section.key=value" each, as given to `--set`. The value is TOML where it parses as TOML, else a
+            string. A `data.root` given here is relative to the current folder.
+
+    Raises:
+        ConfigError: the file is missing or not TOML, or a setting is unknown, out of range or does not fit another;
+            the message lists every fault at once.
+    """
+    path = Path(path)
+    try:
+        settings = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot read the config: {error.strerror}. `regard init --list` shows what to "
+                          "start from") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 text (byte {error.start}); a config is a TOML file") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from None
+    base = path.parent
+    for override in overrides:
+        key = _override(settings, override)
+        if key == "data.root":
+            base = Path.cwd()
+    return parse_config(settings, where=str(path), base=base)
+
+
+def parse_config(settings: dict[str, Any], where: str, base: Path) -> Config:
+    """Check settings that were read from TOML (or made by a program), and make `data.root` absolute.
+
+    Args:
+        settings: nested dicts, as TOML gives them.
+        where: what error messages call the place the settings come from.
+        base: the folder that `data.root` is relative to.
+    """
+    try:
+        config = Config.model_validate(settings)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_fault(where, fault) for fault in error.errors())) from None
+    root = (base / config.data.root.expanduser()).resolve()
+    return config.model_copy(update={"data": config.data.model_copy(update={"root": root})})
+
+
+def write_config(config: Config, path: Path) -> None:
+    """Write every setting, defaults included, so that `read_config` gives the same config back."""
+    path.write_text(tomli_w.dumps(config.model_dump(mode="json", exclude_none=True)), encoding="utf-8")
+
+
+def _refuse(reasons: Iterable[str]) -> None:
+    """Raise all reasons at once, if there are any."""
+    text = "; ".join(reasons)
+    if text:
+        raise ValueError(text)
+
+
+def _override(settings: dict[str, Any], override: str) -> str:
+    """Put one "section.key=value" into the settings; returns the key."""
+    key, separator, text = override.partition("=")
+    *sections, name = key.strip().split(".")
+    if not separator or not sections or not name:
+        raise ConfigError(f"--set {override}: expected section.key=value, such as --set train.steps=500")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    place = settings
+    for section in sections:
+        place = place.setdefault(section, {})
+        if not isinstance(place, dict):
+            raise ConfigError(f'--set {override}: "{section}" is a value, not a section')
+    place[name] = value
+    return key.strip()
+
+
+def _fault(where: str, fault: Any) -> str:
+    """One line for one fault that pydantic found: where, what is, what was expected."""
+    location = [part for part in fault["loc"] if part not in ("rnn", "transformer")]
+    names = [f"{part + 1}." if isinstance(part, int) else str(part) for part in location]
+    kind = fault["type"]
+    if kind == "extra_forbidden":
+        known = _known_keys(location[:-1], fault)
+        near = difflib.get_close_matches(names[-1], known, n=1)
+        hint = f'Did you mean "{near[0]}"?' if near else f"Known keys: {', '.join(known)}."
+        return f'{where}, [{".".join(names[:-1])}]: unknown key "{names[-1]}". {hint}'
+    if kind == "missing":
+        return f'{where}, [{".".join(names[:-1])}]: "{names[-1]}" is missing.'
+    if kind in ("union_tag_invalid", "union_tag_not_found"):
+        return f'{where}, [model]: kind must be "rnn" or "transformer"; this version has no other.'
+    message = fault["msg"].removeprefix("Value error, ")
+    if kind == "value_error":
+        return f"{where}, [{'.'.join(names)}]: {message}." if names else f"{where}: {message}."
+    message = message[:1].lower() + message[1:]
+    return f"{where}, [{'.'.join(names[:-1])}]: {names[-1]} = {fault['input']!r}: {message}."
+
+
+def _known_keys(location: Sequence[str | int], fault: Any) -> list[str]:
+    """The keys of the section at a location."""
+    section: Any = Config
+    for part in location:
+        if part == "model":
+            section = RNNConfig if "rnn" in fault["loc"] else TransformerConfig
+        elif part in ("train", "valid", "test") and section is DataConfig:
+            section = CorpusConfig
+        elif part in ("source", "target") and section is TokenizerConfig:
+            section = SideTokenizerConfig
+        elif isinstance(part, str):
+            section = section.model_fields[part].annotation
+    return list(section.model_fields)

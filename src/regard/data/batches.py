@@ -1,0 +1,163 @@
+"""Ids in batches. `Batch` is made here, and nothing else makes a mask or shifts a target.
+
+The order of training is a pure function of (seed, epoch, position): `Order` can be asked for any update of any epoch
+without going through those before it, so a run that goes on after an interruption reads no row twice and skips none.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from regard.text.tokenizer import BOS, EOS, PAD
+
+Ids = Sequence[int] | NDArray[np.integer]
+
+
+class Rows(Protocol):
+    """What a corpus must offer to be put in order: its lengths, and its ids by row."""
+
+    @property
+    def source_lengths(self) -> NDArray[np.integer]: ...
+    @property
+    def target_lengths(self) -> NDArray[np.integer]: ...
+    def __len__(self) -> int: ...
+    def source(self, row: int, /) -> Ids: ...
+    def target(self, row: int, /) -> Ids: ...
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some pairs, padded to the longest of them.
+
+    Attributes:
+        source: int64 (B, S), each row ended by </s>, then padding.
+        source_mask: bool (B, S), True where there is a real token.
+        target_in: int64 (B, T), what the decoder reads: <s>, then the target.
+        target_out: int64 (B, T), what it should say there: the target, then </s>.
+        target_mask: bool (B, T), True where there is a real token.
+        tokens: real target tokens, </s> included.
+    """
+
+    source: Tensor
+    source_mask: Tensor
+    target_in: Tensor
+    target_out: Tensor
+    target_mask: Tensor
+    tokens: int
+
+    @classmethod
+    def of(cls, sources: Sequence[Ids], targets: Sequence[Ids] | None = None) -> "Batch":
+        """Pad ids (without special tokens) to a batch; without targets, those are empty."""
+        if targets is None:
+            targets = [[]] * len(sources)
+        source, source_mask = pad(sources, end=EOS)
+        target_out, target_mask = pad(targets, end=EOS)
+        target_in, _ = pad(targets, begin=BOS)
+        return cls(source, source_mask, target_in, target_out, target_mask, int(target_mask.sum()))
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same batch on a device."""
+        if self.source.device == device:
+            return self
+        names = ("source", "source_mask", "target_in", "target_out", "target_mask")
+        return replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in names})
+
+
+def pad(rows: Sequence[Ids], begin: int | None = None, end: int | None = None) -> tuple[Tensor, Tensor]:
+    """Rows of ids -> int64 (B, longest) filled up with <pad>, and its mask, True where there is a real token.
+
+    Args:
+        rows: ids, each of any length, also 0.
+        begin: an id put before each row.
+        end: an id put behind each row.
+    """
+    first = 0 if begin is None else 1
+    lengths = np.fromiter((len(row) for row in rows), dtype=np.int64, count=len(rows))
+    whole = lengths + first + (0 if end is None else 1)
+    column = np.arange(whole.max(initial=0))[None, :]
+    ids = np.full((len(rows), column.shape[1]), PAD, dtype=np.int64)
+    ids[(column >= first) & (column < first + lengths[:, None])] = np.concatenate(
+        [np.asarray(row, dtype=np.int64) for row in rows]
+    )
+    if begin is not None:
+        ids[:, 0] = begin
+    if end is not None:
+        ids[np.arange(len(rows)), whole - 1] = end
+    return torch.from_numpy(ids), torch.from_numpy(column < whole[:, None])
+
+
+def cut(lengths: NDArray[np.integer], budget: int) -> list[tuple[int, int]]:
+    """Cut rows into runs (start, end) whose count times longest length is at most the budget; never an empty run.
+
+    Args:
+        lengths: of the rows in their order, best sorted.
+        budget: padded tokens of one run; a row that is longer than that alone stands alone.
+    """
+    runs, start, longest = [], 0, 0
+    for row, length in enumerate(lengths.tolist()):
+        if row > start and (row - start + 1) * max(longest, length) > budget:
+            runs.append((start, row))
+            start, longest = row, 0
+        longest = max(longest, length)
+    if len(lengths):
+        runs.append((start, len(lengths)))
+    return runs
+
+
+class Order:
+    """The order of training: length-bucketed batches of about `batch_tokens` padded tokens, shuffled anew each epoch.
+
+    Args:
+        corpus: the rows.
+        batch_tokens: padded target tokens (and no more padded source tokens) of one update.
+        seed: of the order.
+        pieces: batches that one update is parted into; each holds at most batch_tokens / pieces.
+    """
+
+    def __init__(self, corpus: Rows, batch_tokens: int, seed: int, pieces: int = 1):
+        self.corpus, self.seed, self.pieces = corpus, seed, pieces
+        self.budget = max(1, batch_tokens // pieces)
+        self._epoch = lru_cache(maxsize=2)(self._plan)
+
+    def updates(self, epoch: int) -> int:
+        """How many updates an epoch has."""
+        return -(-len(self._epoch(epoch)) // self.pieces)
+
+    def rows(self, epoch: int, position: int) -> list[NDArray[np.int64]]:
+        """The rows of one update, in pieces. The last update of an epoch may have fewer pieces."""
+        return self._epoch(epoch)[position * self.pieces : (position + 1) * self.pieces]
+
+    def update(self, epoch: int, position: int) -> list[Batch]:
+        """The batches of one update: a pure function of (seed, epoch, position)."""
+        corpus = self.corpus
+        return [
+            Batch.of([corpus.source(row) for row in rows.tolist()], [corpus.target(row) for row in rows.tolist()])
+            for rows in self.rows(epoch, position)
+        ]
+
+    def _plan(self, epoch: int) -> list[NDArray[np.int64]]:
+        random = np.random.default_rng([self.seed, epoch])
+        # One more each for the end symbol. Sorted by the longer side, ties by target, source and chance.
+        source, target = self.corpus.source_lengths + 1, self.corpus.target_lengths + 1
+        longer = np.maximum(source, target)
+        order = np.lexsort((random.random(len(longer)), source, target, longer))
+        runs = cut(longer[order], self.budget)
+        return [order[start:end] for start, end in (runs[index] for index in random.permutation(len(runs)))]
+
+
+def by_length(lengths: Sequence[int], budget: int, most: int | None = None) -> Iterator[list[int]]:
+    """Indices of inputs in batches, longest first, each of at most `budget` padded tokens and `most` rows."""
+    order = np.argsort(-np.asarray(lengths, dtype=np.int64), kind="stable")
+    for start, end in cut(np.asarray(lengths, dtype=np.int64)[order], budget):
+        step = most or end - start
+        for first in range(start, end, step):
+            yield order[first : min(first + step, end)].tolist()

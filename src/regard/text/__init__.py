@@ -1,0 +1,1 @@
+"""Strings and tokens: parallel files in, checked pairs out; text to ids and back."""

@@ -1,0 +1,178 @@
+"""Parallel text in, checked pairs out, with what was left out and why.
+
+Only "\\n" ends a line, so that line numbers agree with `wc -l` and every editor; U+2028, U+0085, NUL and a lone "\\r"
+are characters like any other. A byte order mark at the start of a file and the "\\r" of a "\\r\\n" are removed. What
+cannot be read as UTF-8, or whose two sides do not match, is refused whole. docs/data.md holds the table of all outcomes.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from regard.config import CorpusConfig
+from regard.errors import DataError
+
+PLACES_NAMED = 5
+NEWLINE = b"\n"
+
+
+@dataclass
+class LeftOut:
+    """What was left out and why: for each reason, how many pairs, and where the first few are (file:line)."""
+
+    counts: dict[str, int] = field(default_factory=dict)
+    places: dict[str, list[str]] = field(default_factory=dict)
+
+    def add(self, reason: str, place: str) -> None:
+        """Count one pair."""
+        self.counts[reason] = self.counts.get(reason, 0) + 1
+        places = self.places.setdefault(reason, [])
+        if len(places) < PLACES_NAMED:
+            places.append(place)
+
+    def merge(self, other: "LeftOut") -> None:
+        """Count another corpus's pairs too."""
+        for reason, count in other.counts.items():
+            self.counts[reason] = self.counts.get(reason, 0) + count
+            self.places[reason] = (self.places.get(reason, []) + other.places[reason])[:PLACES_NAMED]
+
+    def __str__(self) -> str:
+        """Such as "2 left out: an empty side (train.en:5, train.de:9)"; empty when nothing was."""
+        return "; ".join(f"{count:,} left out: {reason} ({', '.join(self.places[reason])}"
+                         f"{', …' if count > len(self.places[reason]) else ''})"
+                         for reason, count in self.counts.items())
+
+
+@dataclass
+class Pairs:
+    """Checked pairs: source i is translated by target i, and both hold text.
+
+    `numbers[i]` is the line of pair i in its files, counted from 1, and `files` the names of those.
+    """
+
+    sources: list[str]
+    targets: list[str]
+    numbers: Sequence[int] = ()
+    files: tuple[str, str] = ("source", "target")
+    left_out: LeftOut = field(default_factory=LeftOut)
+
+    def __len__(self) -> int:
+        return len(self.sources)
+
+    def place(self, index: int, side: int = 0) -> str:
+        """Where a pair comes from: file:line of its source (side 0) or its target (side 1)."""
+        return f"{self.files[side]}:{self.numbers[index] if self.numbers else index + 1}"
+
+    @property
+    def summary(self) -> str:
+        """One line for people: how many pairs, and what was left out."""
+        names = " + ".join(dict.fromkeys(self.files))
+        return "; ".join(filter(None, [f"{names}: {len(self):,} pairs", str(self.left_out)]))
+
+
+def unreadable(path: Path, error: OSError) -> DataError:
+    """The error for a text file that cannot be read."""
+    hint = "give a file of lines, not a folder" if path.is_dir() else "check the path and its permissions"
+    return DataError(f"{path}: cannot read it: {error.strerror}. Expected a text file: {hint} (paths in a config are "
+                     "relative to data.root, which --set data.root=FOLDER points elsewhere)")
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text file, without their ends; a last line counts with or without one.
+
+    Raises:
+        DataError: the file cannot be read, or is not UTF-8; the message names file, line and byte.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise unreadable(path, error) from None
+    try:
+        text = data.decode("utf-8").removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        line_start = data.rfind(NEWLINE, 0, error.start) + 1
+        raise DataError(f"{path}:{data.count(NEWLINE, 0, error.start) + 1}: not UTF-8: byte {error.start - line_start + 1}"
+                        f" of the line is 0x{data[error.start]:02x}. Convert the file, for example with "
+                        "`iconv -f LATIN1 -t UTF-8`, or mend the line") from None
+    lines = text.split("\n")
+    if not lines[-1]:
+        lines.pop()
+    return [line.removesuffix("\r") for line in lines] if "\r" in text else lines
+
+
+def read_pairs(corpus: CorpusConfig, root: Path) -> Pairs:
+    """Read a parallel corpus; pairs with an empty side are left out and counted.
+
+    Args:
+        corpus: its two files, or its one file of source TAB target.
+        root: the folder that their paths are relative to.
+
+    Raises:
+        DataError: a file cannot be read or is not UTF-8, the line counts differ, or a line is not a pair.
+    """
+    if corpus.pairs is not None:
+        path = root / corpus.pairs
+        files = (corpus.pairs.name, corpus.pairs.name)
+        sources, targets = _split(path, read_lines(path))
+    else:
+        assert corpus.source is not None and corpus.target is not None
+        paths = root / corpus.source, root / corpus.target
+        files = (corpus.source.name, corpus.target.name)
+        sources, targets = (read_lines(path) for path in paths)
+        if len(sources) != len(targets):
+            raise DataError(_unequal(paths, sources, targets))
+    return _without_empty(sources, targets, files)
+
+
+def _split(path: Path, lines: Iterable[str]) -> tuple[list[str], list[str]]:
+    """The two sides of tab-separated lines; an empty line is an empty pair."""
+    sources, targets = [], []
+    for number, line in enumerate(lines, 1):
+        source, tab, target = line.partition("\t")
+        if (line.strip() and not tab) or "\t" in target:
+            raise DataError(f"{path}:{number}: {line.count(chr(9))} tabs. Expected one: source TAB target. "
+                            "Nothing was written")
+        sources.append(source)
+        targets.append(target)
+    return sources, targets
+
+
+def _without_empty(sources: list[str], targets: list[str], files: tuple[str, str]) -> Pairs:
+    """The pairs of which both sides hold more than white space."""
+    full = [bool(source.strip()) and bool(target.strip()) for source, target in zip(sources, targets, strict=True)]
+    left_out = LeftOut()
+    if all(full):
+        return Pairs(sources, targets, range(1, len(sources) + 1), files, left_out)
+    for index, both in enumerate(full):
+        if not both:
+            left_out.add("an empty side", f"{files[bool(sources[index].strip())]}:{index + 1}")
+    kept = [index for index, both in enumerate(full) if both]
+    return Pairs([sources[i] for i in kept], [targets[i] for i in kept], [i + 1 for i in kept], files, left_out)
+
+
+def _unequal(paths: Sequence[Path], sources: Sequence[str], targets: Sequence[str]) -> str:
+    """The message for two files of different length."""
+    source, target = paths
+    return (f"{target} has {len(targets):,} lines and {source} has {len(sources):,}. Line n of one must translate line "
+            f"n of the other. First line where they drift apart by length: about {_drift(sources, targets):,}. "
+            "Nothing was written.")
+
+
+def _drift(sources: Sequence[str], targets: Sequence[str]) -> int:
+    """The line, from 1, where the longer side most likely has its extra lines.
+
+    Before it, line n is paired with line n; from it on, with line n + the difference of counts. The line chosen is the
+    one that makes the lengths of all pairs agree best.
+    """
+    short, long = sorted((sources, targets), key=len)
+    brief, full = (np.log1p(np.fromiter(map(len, lines), float, len(lines))) for lines in (short, long))
+    if not len(short):
+        return 1
+    extra = len(full) - len(brief)
+    ratio = full.mean() - brief.mean()
+    straight = np.abs(full[: len(brief)] - brief - ratio)
+    shifted = np.abs(full[extra:] - brief - ratio)
+    gain = np.concatenate([[0.0], np.cumsum(straight - shifted)])
+    return int(np.argmin(gain)) + 1
