@@ -16,6 +16,7 @@ from regard import __version__
 from regard.cli import app
 from regard.cli.start import _presets
 from regard.config import parse_config
+from regard.errors import Interrupted
 
 COMMANDS = ["demo", "init", "prepare", "train", "translate", "score", "evaluate", "look", "info"]
 
@@ -207,17 +208,23 @@ def test_fresh_needs_force(place, run):
 def test_interrupted_training_saves_and_tells_how_to_go_on(place, tmp_path):
     command = [sys.executable, "-c", "from regard.cli import main; main()", "train", place / "tiny.toml", "--out",
                tmp_path / "run", "--set", "train.steps=1000000", "--set", "train.validate_every=1000000"]
-    for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
-        training = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-        assert training.stderr is not None
-        for line in training.stderr:
-            if line.startswith("step "):
-                break
-        training.send_signal(number)
-        rest = training.stderr.read()
-        assert training.wait(timeout=30) == code
-        assert "Traceback" not in rest and "saved" in rest and "regard train" in rest
-    assert "going on from" not in line and list((tmp_path / "run/checkpoints").glob("step-*"))
+    training = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert training.stderr is not None
+    next(line for line in training.stderr if line.startswith("step "))
+    training.terminate()
+    rest = training.stderr.read()
+    assert training.wait() == 143
+    assert "Traceback" not in rest and "saved" in rest and "The same command" in rest
+    assert list((tmp_path / "run/checkpoints").glob("step-*"))
+
+
+def test_each_signal_has_its_exit_code(place, monkeypatch):
+    def train(*_, **__):
+        raise Interrupted(signal.SIGINT, "Stopped at step 7.")
+
+    monkeypatch.setattr("regard.training.loop.train", train)
+    result = regard("train", place / "tiny.toml")
+    assert result.exit_code == 130 and result.stderr == "Stopped at step 7.\n"
 
 
 def test_faults_of_a_config(place, tmp_path):
@@ -316,6 +323,16 @@ def test_checkpoints_by_name(run):
     refused(regard("translate", run, "--checkpoint", "step-9", stdin="a\n"), 'no checkpoint "step-9"', "step-00000010")
 
 
+def test_devices_by_name(run):
+    assert regard("translate", run, "--device", "cpu", stdin="a\n").exit_code == 0
+    refused(regard("translate", run, "--device", "gpu", stdin="a\n"), "ConfigError: --device gpu: expected auto, cpu")
+
+
+def test_a_gpu_that_is_not_there(run, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    refused(regard("translate", run, "--device", "cuda", stdin="a\n"), "ConfigError: --device cuda: torch sees no GPU")
+
+
 def test_runs_that_cannot_be_used(place, tmp_path):
     refused(regard("translate", tmp_path / "no", stdin="a\n"), "RunError: ", "there is no such folder")
     refused(regard("translate", place / "tiny.toml", stdin="a\n"), "RunError: ", "is a file")
@@ -354,11 +371,11 @@ def test_an_unfinished_output_leaves_nothing(run, tmp_path, monkeypatch):
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_full_disk(run):
-    full = process("translate", run, "--output", "/dev/full", input=b"a b\n", capture_output=True)
-    assert full.returncode == 2 and b"No space left on device. Free some space" in full.stderr
-    assert b"Traceback" not in full.stderr and Path("/dev/full").is_char_device()
+    full = regard("translate", run, "--output", "/dev/full", stdin="a b\n")
+    refused(full, "OSError: No space left on device. Free some space")
+    assert Path("/dev/full").is_char_device()  # and not a file of that name
     with Path("/dev/full").open("wb") as disk:
-        for arguments in (("info", run), ("init", "rnn-fixed"), ("--help",)):
+        for arguments in (("init", "rnn-fixed"), ("--help",)):
             full = process(*arguments, stdout=disk, stderr=subprocess.PIPE)
             assert full.returncode == 2 and b"No space left on device" in full.stderr
             assert b"Traceback" not in full.stderr and b"Exception ignored" not in full.stderr
@@ -374,8 +391,12 @@ def test_a_reader_that_stops_reading(run):
 
 @pytest.mark.parametrize("number", [13, 1])
 def test_a_place_without_permission(run, tmp_path, monkeypatch, number):
-    def refuse(path, *_, **__):
-        raise OSError(number, os.strerror(number), str(path))
+    original = Path.open
+
+    def refuse(path, mode="r", **options):
+        if mode == "wb":
+            raise OSError(number, os.strerror(number), str(path))
+        return original(path, mode, **options)
 
     monkeypatch.setattr("regard.cli.output.Path.open", refuse)
     result = regard("translate", run, "--output", tmp_path / "out", stdin="a\n")
@@ -449,7 +470,8 @@ def test_look_shows_tokens_and_draws(run, tmp_path):
 def test_faults_of_look(run):
     refused(regard("look", run, "a b", "--layer", "3"), "ConfigError: layer 3", "layers 1 to 2")
     refused(regard("look", run, "a b", "--head", "0"), "ConfigError: head 0", "heads 1 to 2")
-    refused(regard("look", run, "a " * 10_000), "50")
+    refused(regard("look", run, "a " * 10_000), "DataError: cannot look: 10,000 tokens, over the 50")
+    refused(regard("look", run, ""), "DataError: cannot look: the source text is empty")
 
 
 def test_info_tells_what_a_run_is(run):

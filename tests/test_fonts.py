@@ -1,15 +1,16 @@
 """Fonts: which families cover a text, with and without the extra "fonts", and what is said when none does."""
 
+import dataclasses
 import logging
 from collections.abc import Iterator
 
 import matplotlib
 import pytest
-from matplotlib.font_manager import fontManager
+from matplotlib.font_manager import FontEntry, fontManager
 
 from regard.look import fonts
 
-pytest.importorskip("noto_cjk_sans_otc", reason="the extra 'fonts' is not installed")
+noto = pytest.importorskip("noto_cjk_sans_otc", reason="the extra 'fonts' is not installed")
 
 
 @pytest.fixture(autouse=True)
@@ -29,11 +30,19 @@ def no_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fonts, "_EXTRA_PACKAGE", "no_such_package")
 
 
-@pytest.mark.parametrize("text", ["A dog runs.", "Žluťoučký kůň, Übergröße, Łódź", "ˈʃɪp θɪŋ ðə", "Ещё собака", "σκύλος",
-                                  "שלום", "مرحبا", "␣ ◌́ … → ↓ □"])
+def install_as(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Make Noto's font a system font of another name."""
+    own = list(fontManager.ttflist)
+    fontManager.addfont(noto.FONT_PATH)
+    entry: FontEntry = fontManager.ttflist[len(own)]
+    monkeypatch.setattr(fontManager, "ttflist", [*own, dataclasses.replace(entry, name=name)])
+
+
+@pytest.mark.parametrize("text", ["A dog runs.", "Žluťoučký kůň, Übergröße, Łódź", "ˈʃɪp θɪŋ ðə", "Ещё собака",
+                                  "σκύλος", "שלום", "مرحبا", "␣ ◌́ … → ↓ □"])
 def test_what_matplotlib_has_itself_needs_nothing_more(text: str) -> None:
     assert fonts.choose(text) == (["DejaVu Sans"], "")
-    assert len(fontManager.ttflist) == len([e for e in fontManager.ttflist if e.name.startswith("DejaVu")])
+    assert all(entry.name.startswith("DejaVu") for entry in fontManager.ttflist)
 
 
 @pytest.mark.parametrize(("text", "family"), [
@@ -46,26 +55,13 @@ def test_what_matplotlib_has_itself_needs_nothing_more(text: str) -> None:
 def test_the_extra_covers_chinese_japanese_and_korean(text: str, family: str) -> None:
     families, missing = fonts.choose(text + " with Łódź and ʃ")
     assert families[0] == "DejaVu Sans" and missing == ""
-    known = {entry.name for entry in fontManager.ttflist}
-    assert families[1:] == [family if family in known else "Noto Sans CJK JP"]  # matplotlib < 3.11 reads one face a file
+    known = {entry.name for entry in fontManager.ttflist}  # matplotlib before 3.11 reads only the first face of a file
+    assert families[1:] == [family if family in known else "Noto Sans CJK JP"]
 
 
 def test_a_font_of_the_system_is_used_without_the_extra(monkeypatch: pytest.MonkeyPatch, no_extra: None) -> None:
-    import noto_cjk_sans_otc
-
-    fontManager.addfont(str(noto_cjk_sans_otc.FONT_PATH))
-    for entry in fontManager.ttflist:
-        if entry.name == "Noto Sans CJK JP":
-            monkeypatch.setattr(fontManager, "ttflist", [
-                *(e for e in fontManager.ttflist if e.name.startswith("DejaVu")), _renamed(entry, "Ming of the House")])
-            break
+    install_as(monkeypatch, "Ming of the House")
     assert fonts.choose("狗") == (["DejaVu Sans", "Ming of the House"], "")
-
-
-def _renamed(entry: object, name: str) -> object:
-    import dataclasses
-
-    return dataclasses.replace(entry, name=name)  # type: ignore[type-var]
 
 
 def test_without_any_font_the_characters_are_named_once_each(no_extra: None) -> None:
@@ -73,8 +69,6 @@ def test_without_any_font_the_characters_are_named_once_each(no_extra: None) -> 
 
 
 def test_a_font_whose_file_is_gone_is_passed_over(monkeypatch: pytest.MonkeyPatch, no_extra: None) -> None:
-    import dataclasses
-
     base = next(entry for entry in fontManager.ttflist if entry.name == "DejaVu Sans")
     gone = dataclasses.replace(base, name="Noto Sans CJK SC", fname="/no/such/font.otf")
     monkeypatch.setattr(fontManager, "ttflist", [*fontManager.ttflist, gone])
@@ -85,11 +79,7 @@ def test_a_font_whose_file_is_gone_is_passed_over(monkeypatch: pytest.MonkeyPatc
 def test_fonts_that_cannot_draw_what_they_promise_are_never_chosen(
     name: str, monkeypatch: pytest.MonkeyPatch, no_extra: None
 ) -> None:
-    import noto_cjk_sans_otc
-
-    fontManager.addfont(str(noto_cjk_sans_otc.FONT_PATH))
-    entries = [_renamed(entry, name) if entry.name.startswith("Noto") else entry for entry in fontManager.ttflist]
-    monkeypatch.setattr(fontManager, "ttflist", entries)
+    install_as(monkeypatch, name)
     assert fonts.choose("狗") == (["DejaVu Sans"], "狗")
 
 
@@ -105,7 +95,8 @@ def test_the_warning_is_one_line_that_names_the_characters_and_the_extra(
 
 def test_the_warning_does_not_offer_the_extra_to_who_has_it(caplog: pytest.LogCaptureFixture) -> None:
     fonts.report("🙂")
-    assert caplog.messages == ["The picture shows □ in place of 🙂: no installed font has a glyph. Install a font that does"]
+    assert caplog.messages == ["The picture shows □ in place of 🙂: no installed font has a glyph. Install a font that "
+                               "does"]
 
 
 def test_the_warning_is_short_for_many_characters(caplog: pytest.LogCaptureFixture, no_extra: None) -> None:
@@ -119,6 +110,6 @@ def test_nothing_missing_is_nothing_said(caplog: pytest.LogCaptureFixture) -> No
 
 
 def test_no_setting_of_matplotlib_is_changed() -> None:
-    before = dict(matplotlib.rcParams)
+    before = matplotlib.rcParams.copy()
     fonts.choose("狗")
-    assert dict(matplotlib.rcParams) == before
+    assert matplotlib.rcParams.copy() == before

@@ -134,6 +134,8 @@ class TransformerConfig(ModelConfig):
     norm: Literal["post", "pre"] = Field("pre", description="layer norm after each residual (2017), or before")
     positions: Literal["sinusoidal"] = Field("sinusoidal", description="how order is told")
     activation: Literal["relu", "gelu"] = Field("relu", description="relu | gelu")
+    attention_dropout: float = Field(0.0, ge=0, lt=1, description="share of attention weights dropped in training")
+    feedforward_dropout: float = Field(0.0, ge=0, lt=1, description="share of hidden feed-forward values dropped")
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -172,6 +174,8 @@ class TrainConfig(Section):
     log_every: int = Field(50, ge=1, description="updates between lines of metrics.jsonl")
     tensorboard: bool = Field(False, description="write tensorboard/ too (extra: tensorboard)")
     threads: int = Field(0, ge=0, description="processor threads; 0 = as torch finds best")
+    precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="of matrix products in training; sums "
+                                                              "and weights are float32. auto = bfloat16 where it is fast")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto = a GPU where there is one")
     seed: int = Field(1, ge=0, description="of weights, order and dropout")
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from regard.cli.options import Beam, Checkpoint, Json, RunFolder
+from regard.cli.options import Beam, Checkpoint, Device, Json, RunFolder, open_translator
 from regard.cli.output import figures, page, progress, say
 from regard.errors import ConfigError
 
@@ -27,6 +27,7 @@ def evaluate(
     ] = None,
     beam: Beam = None,
     checkpoint: Checkpoint = "best",
+    device: Device = "auto",
     as_json: Json = False,
 ) -> None:
     """Translate a test set and score the output.
@@ -43,12 +44,11 @@ def evaluate(
     from regard.evaluate import evaluate as judge
     from regard.metrics import check_tokenize
     from regard.training.run import Run
-    from regard.translator import load
 
     if tokenize is not None:
         check_tokenize(tokenize)
     pairs = _test_set(Run.open(run).config, source, target)
-    translator = load(run, checkpoint)
+    translator = open_translator(run, checkpoint, device)
     with progress("translating", len(pairs)) as advance:
         evaluation = judge(translator, pairs.sources, pairs.targets, tokenize=tokenize, beam=beam, progress=advance)
     for number, problem in evaluation.problems.items():

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from regard.cli.options import Checkpoint, RunFolder
+from regard.cli.options import Checkpoint, Device, RunFolder, open_translator
 from regard.cli.output import page, say
 
 
@@ -19,6 +19,7 @@ def look(
     layer: Annotated[int | None, typer.Option(metavar="N", help="Counted from 1. Default: the mean of all.")] = None,
     head: Annotated[int | None, typer.Option(metavar="N", help="Counted from 1. Default: the mean of all.")] = None,
     checkpoint: Checkpoint = "best",
+    device: Device = "auto",
 ) -> None:
     """Show where the model looks as it translates.
 
@@ -32,9 +33,8 @@ def look(
       regard look runs/en-de "A dog runs." --target "Ein Hund läuft." --layer 4 --png dog.png
     """
     from regard.look.terminal import render
-    from regard.translator import load
 
-    trace = load(run, checkpoint).look(text, target)
+    trace = open_translator(run, checkpoint, device).look(text, target)
     page().print(render(trace, layer, head))
     if png is not None:
         trace.picture(png, layer, head)

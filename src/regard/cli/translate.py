@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 
 import typer
 
-from regard.cli.options import Beam, Checkpoint, Json, RunFolder
+from regard.cli.options import Beam, Checkpoint, Device, Json, RunFolder, open_translator
 from regard.cli.output import progress, results, say
 
 if TYPE_CHECKING:
@@ -35,23 +35,23 @@ def translate(
         int | None, typer.Option(metavar="N", help="At most so many lines in one batch. Default: no such limit.")
     ] = None,
     checkpoint: Checkpoint = "best",
+    device: Device = "auto",
     as_json: Json = False,
 ) -> None:
     """Translate text, one line out for each line in.
 
     The order is kept, and only a newline ends a line. A line that could not be translated comes out empty, and
-    standard error tells its number and why. FILE of --output appears, whole, when all is done. With --nbest 2 and
-    more, each translation is a line of its own: line number, score and text, with tabs between. With --json, each
-    line is one JSON object.
+    standard error tells its number and why. FILE of --output is written under another name and appears, whole, when all
+    is done. With --nbest 2 and more, each translation is a line of its own: line number, score and text, with tabs
+    between. With --json, each line is one JSON object.
 
     \b
     Examples:
       echo "A dog runs." | regard translate runs/en-de
       regard translate runs/en-de --input test.en --output test.de --beam 5
     """
-    from regard.translator import load
 
-    translator = load(run, checkpoint)
+    translator = open_translator(run, checkpoint, device)
     unreadable: dict[int, str] = {}
     put = _put_json if as_json else _put_nbest if nbest > 1 else _put_text
     drawn = output is not None or not sys.stdout.isatty()
@@ -77,6 +77,7 @@ def score(
     source: Annotated[Path, typer.Option(metavar="FILE", help="The sources, one a line.")],
     target: Annotated[Path, typer.Option(metavar="FILE", help="Line n is scored as the translation of source line n.")],
     checkpoint: Checkpoint = "best",
+    device: Device = "auto",
     as_json: Json = False,
 ) -> None:
     """Tell how likely the model finds given translations.
@@ -90,13 +91,12 @@ def score(
     """
     from regard.errors import DataError
     from regard.text.corpus import read_lines
-    from regard.translator import load
 
     sources, targets = read_lines(source), read_lines(target)
     if len(sources) != len(targets):
         raise DataError(f"{target} has {len(targets):,} lines and {source} has {len(sources):,}. Line n of one must "
                         "translate line n of the other")
-    translator = load(run, checkpoint)
+    translator = open_translator(run, checkpoint, device)
     log_probabilities = translator.score(sources, targets)
     lengths = [len(ids) + 1 for ids in translator.tokenizers.target.encode(targets)]
     for log_probability, tokens in zip(log_probabilities, lengths, strict=True):

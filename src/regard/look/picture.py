@@ -166,7 +166,7 @@ def _draw_grid(trace: Trace, grid: _Grid, source: _Side, target: _Side) -> Figur
         row, column = divmod(number, grid.columns)
         bottom = total_y - height - row * (height + gap_y)
         left = column * (width + gap_x)
-        axes = figure.add_axes((left / total_x, bottom / total_y, width / total_x, height / total_y))
+        axes = _axes(figure, left, bottom, width, height)
         _draw_panel(axes, trace.matrix(layer, head)[: len(target.labels), : len(source.labels)].numpy(), grid.cell)
         if len(grid.panels) > 1:
             axes.set_title(_title(trace, layer, head), loc="left", pad=4, **_text(8.5, _GREY))
@@ -180,14 +180,21 @@ def _draw_grid(trace: Trace, grid: _Grid, source: _Side, target: _Side) -> Figur
     return figure
 
 
+def _axes(figure: Figure, left: float, bottom: float, width: float, height: float) -> Axes:
+    """Axes at a place given in inches, plain whatever the user's settings are."""
+    total_x, total_y = figure.get_size_inches()
+    axes = figure.add_axes((left / total_x, bottom / total_y, width / total_x, height / total_y), facecolor="white")
+    axes.grid(False)
+    axes.tick_params(length=0, pad=3)
+    return axes
+
+
 def _draw_panel(axes: Axes, weights: Any, cell: float) -> None:
     """One matrix (T, S), first output token at the top."""
     axes.pcolormesh(weights, cmap=_COLOURS, norm=_SCALE, edgecolors="white", linewidth=min(0.8, cell * 3))
     axes.invert_yaxis()
-    axes.grid(False)
     axes.set_xticks([])
     axes.set_yticks([])
-    axes.tick_params(length=0, pad=3)
     for spine in axes.spines.values():
         spine.set(color=_LINE, linewidth=0.6)
 
@@ -213,7 +220,7 @@ def _label_columns(axes: Axes, source: _Side, grid: _Grid) -> None:
     widths = [cell_len(label) * size * 0.6 for label in source.labels]
     if max(widths[:-1], default=0) <= room and widths[-1] <= 1.6 * room:
         axes.set_xticks(places, source.labels, **text)
-    elif room >= 1.5 * size:
+    elif room >= 1.65 * size:
         axes.set_xticks(places, source.labels, rotation=45, ha="right", va="top", rotation_mode="anchor", **text)
     else:
         axes.set_xticks(places, source.labels, rotation=90, **text)
@@ -233,12 +240,11 @@ def _draw_scale(figure: Figure, offset: float) -> None:
     """The colours' scale, at the right margin."""
     width, height = figure.get_size_inches()
     bar = 1.4
-    axes = figure.add_axes((1 + offset / width, 1 - bar / height, 0.09 / width, bar / height))
+    axes = _axes(figure, width + offset, height - bar, 0.09, bar)
     scale = figure.colorbar(ScalarMappable(_SCALE, _COLOURS), cax=axes)
     scale.set_ticks([0, 0.5, 1], labels=["0", "0.5", "1"], **_text(7.5, _GREY))
     scale.set_label("attention weight", **_text(7.5, _GREY))
     scale.outline.set(color=_LINE, linewidth=0.6)
-    axes.tick_params(length=0, pad=3)
 
 
 def _draw_probabilities(trace: Trace, target: _Side) -> Figure:
@@ -246,12 +252,10 @@ def _draw_probabilities(trace: Trace, target: _Side) -> Figure:
     T = len(target.labels)
     grid = _Grid([(None, None)], 1, _cell(1, T), "")
     figure = Figure(figsize=(4.5, T * grid.cell))
-    axes = figure.add_axes((0, 0, 1, 1))
+    axes = _axes(figure, 0, 0, 4.5, T * grid.cell)
     places = [row + 0.5 for row in range(T)]
     axes.barh(places, trace.probabilities[:T], height=0.72, color=_COLOURS(0.6))
     axes.set(xlim=(0, 1), ylim=(T, 0), facecolor="#f6f8fa")
-    axes.grid(False)
-    axes.tick_params(length=0, pad=3)
     axes.set_xticks([0, 0.5, 1], ["0", "0.5", "1"], **_text(8, _GREY))
     _label_rows(axes, target, grid)
     _write_probabilities(axes, trace, grid.font_size)

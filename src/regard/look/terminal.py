@@ -151,7 +151,7 @@ class _Page:
         strongest = [row.index(max(row)) for row in matrix]
         for block in blocks:
             if len(blocks) > 1:
-                yield self.line((f"source tokens {block[0] + 1} to {block[-1] + 1} of {len(self.source)}", "dim"))
+                yield Text(f"source tokens {block[0] + 1} to {block[-1] + 1} of {len(self.source)}", style="dim")
             yield from self.flat_labels(block, cell) if flat else self.hung_labels(block)
             for row, weights in enumerate(matrix):
                 cells = [self.cell(weights[column], cell) for column in block]

@@ -26,7 +26,7 @@ class FeedForward(nn.Module):
         self.inner = nn.Linear(config.width, config.feedforward)
         self.outer = nn.Linear(config.feedforward, config.width)
         self.activation = ACTIVATIONS[config.activation]
-        self.dropout = Dropout(config.dropout)
+        self.dropout = Dropout(config.feedforward_dropout)
         for linear in (self.inner, self.outer):
             nn.init.xavier_uniform_(linear.weight)
             nn.init.zeros_(linear.bias)
@@ -57,7 +57,7 @@ class EncoderLayer(nn.Module):
 
     def __init__(self, config: TransformerConfig):
         super().__init__()
-        self.attention = MultiHeadAttention(config.width, config.heads, config.dropout)
+        self.attention = MultiHeadAttention(config.width, config.heads, config.attention_dropout)
         self.feedforward = FeedForward(config)
         self.attention_residual = Residual(config)
         self.feedforward_residual = Residual(config)
@@ -78,8 +78,8 @@ class DecoderLayer(nn.Module):
 
     def __init__(self, config: TransformerConfig):
         super().__init__()
-        self.attention = MultiHeadAttention(config.width, config.heads, config.dropout)
-        self.cross = MultiHeadAttention(config.width, config.heads, config.dropout)
+        self.attention = MultiHeadAttention(config.width, config.heads, config.attention_dropout)
+        self.cross = MultiHeadAttention(config.width, config.heads, config.attention_dropout)
         self.feedforward = FeedForward(config)
         self.attention_residual = Residual(config)
         self.cross_residual = Residual(config)

@@ -25,6 +25,7 @@ from regard.training.checkpoint import Checkpoint, mean_weights, put_weights, we
 from regard.training.log import MetricsLog
 from regard.training.objective import loss_of
 from regard.training.optimizer import make_optimizer, optimizer_tensors, put_optimizer
+from regard.training.precision import chosen, matrix_products
 from regard.training.progress import Reporter
 from regard.training.run import BETTER, Run
 from regard.training.schedule import learning_rate
@@ -100,6 +101,7 @@ class Trainer:
     def __init__(self, run: Run, prepared: Prepared, reporter: Reporter):
         self.run, self.config, self.reporter = run, run.config, reporter
         self.device = pick_device(self.config.train.device)
+        self.precision = chosen(self.config.train, self.device)
         torch.manual_seed(self.config.train.seed)
         source, target = prepared.tokenizers
         self.model = build_model(self.config.model, source.size, target.size).to(self.device)
@@ -140,8 +142,9 @@ class Trainer:
         total = torch.zeros((), device=self.device)
         self.model.train()
         for batch in batches:
-            loss, surprise = loss_of(self.model, batch.to(self.device), settings.label_smoothing)
-            (loss / tokens).backward()  # type: ignore[no-untyped-call]
+            with matrix_products(self.precision):
+                loss, surprise = loss_of(self.model, batch.to(self.device), settings.label_smoothing)
+                (loss / tokens).backward()  # type: ignore[no-untyped-call]
             total += surprise
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip or math.inf)
         if not torch.isfinite(norm + total):
@@ -233,7 +236,8 @@ class Trainer:
                                   "--fresh --force")
         self.log.rewind(0)
         self.reporter.say(f"model: {sum(weights.numel() for weights in self.model.parameters()):,} parameters, on "
-                          f"{self.device}; {self.order.updates(0):,} updates an epoch")
+                          f"{self.device}, matrix products in {self.precision}; {self.order.updates(0):,} updates an "
+                          "epoch")
 
     def finish(self) -> None:
         """Average the last checkpoints where that is asked for, and say how it ended."""

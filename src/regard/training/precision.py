@@ -1,0 +1,33 @@
+"""How exactly training multiplies matrices. Weights, sums and everything else stay float32 in each case."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from regard.config import TrainConfig
+
+
+def has_fast_bfloat16(device: torch.device) -> bool:
+    """Whether this machine multiplies bfloat16 faster than float32: an AVX-512 or AMX processor with bfloat16 in hardware, or a GPU."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def chosen(settings: TrainConfig, device: torch.device) -> str:
+    """ "float32" or "bfloat16": what `train.precision` comes to on this machine."""
+    if settings.precision != "auto":
+        return settings.precision
+    return "bfloat16" if has_fast_bfloat16(device) else "float32"
+
+
+@contextmanager
+def matrix_products(precision: str) -> Iterator[None]:
+    """Multiply float32 matrices exactly ("float32") or rounded to bfloat16 and summed in float32 ("bfloat16")."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium" if precision == "bfloat16" else "highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
