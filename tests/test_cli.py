@@ -1,5 +1,6 @@
 """The command line as people use it: what it prints where, its exit codes, and every mistake with its message."""
 
+import inspect
 import json
 import os
 import random
@@ -14,8 +15,9 @@ from typer.testing import CliRunner
 
 from regard import __version__
 from regard.cli import app
-from regard.cli.start import _presets
+from regard.cli.start import _presets, demo
 from regard.config import parse_config
+from regard.demo import run as demo_run
 from regard.errors import Interrupted
 
 COMMANDS = ["demo", "init", "prepare", "train", "translate", "score", "evaluate", "look", "info"]
@@ -45,6 +47,7 @@ validate_every = 10
 log_every = 10
 metric = "token_error_rate"
 threads = 1
+device = "cpu"
 [decode]
 beam = 2
 max_source_tokens = 50
@@ -169,6 +172,32 @@ def test_presets_train(name, place, tmp_path):
     result = regard("train", tmp_path / "my.toml", *settings, "--out", tmp_path / "run")
     assert result.exit_code == 0, result.output
     assert (tmp_path / "run/checkpoints/step-00000002/model.safetensors").is_file()
+    translated = regard("translate", tmp_path / "run", stdin="a b\n")
+    assert translated.exit_code == 0, translated.output
+
+
+# --- demo
+
+
+def test_demo_hands_its_options_on(tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr("regard.demo.run.run", lambda *arguments: calls.append(arguments))
+    assert regard("demo", "--out", tmp_path, "--minutes", "0.5").exit_code == 0
+    assert calls == [(tmp_path, 0.5, "pronounce")]
+
+
+def test_demo_has_the_defaults_of_the_library():
+    library = inspect.signature(demo_run.run).parameters
+    here = inspect.signature(demo).parameters
+    assert {name: here[name].default for name in ("minutes", "task")} == {
+        name: library[name].default for name in ("minutes", "task")
+    }
+
+
+def test_faults_of_demo(tmp_path):
+    refused(regard("demo", "--task", "spell", "--out", tmp_path / "d"), 'ConfigError: demo: there is no task "spell"')
+    refused(regard("demo", "--minutes", "0", "--out", tmp_path / "d"), "ConfigError: demo: minutes = 0.0")
+    assert list(tmp_path.iterdir()) == []
 
 
 # --- prepare and train
@@ -270,6 +299,13 @@ def test_translation_does_not_depend_on_how_it_is_called(run, place, tmp_path):
     assert result.exit_code == 0 and result.stdout == ""
     assert (tmp_path / "out").read_text() == piped
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_progress_is_plain_lines_where_there_is_no_terminal(run, monkeypatch):
+    monkeypatch.setattr("regard.cli.output.QUIET_SECONDS", 0)
+    said = regard("translate", run, stdin="a\nb\n").stderr.splitlines()
+    assert said[:2] == ["translating: 1 lines", "translating: 2 lines"]
+    assert "translating: 10 of 10 lines" in regard("evaluate", run).stderr.splitlines()
 
 
 def test_no_lines_in_no_lines_out(run):
@@ -438,9 +474,10 @@ def test_evaluate_the_run_s_test_set(run, place):
     assert result.exit_code == 0
     for name in ("BLEU", "chrF", "TER", "exact match", "token error rate", "tok:none", "source tokens"):
         assert name in result.stdout
-    assert "test.src + test.tgt: 10 pairs" in result.stderr
+    assert "test.src + test.tgt: 10 pairs; step-000000" in result.stderr and "beam 2:" in result.stderr
     figures = json.loads(regard("evaluate", run, "--json").stdout)
-    assert figures["lines"] == 10 and sum(bucket["lines"] for bucket in figures["by_length"]) == 10
+    assert figures["lines"] == 10 and figures["beam"] == 2 and figures["files"] == ["test.src", "test.tgt"]
+    assert sum(bucket["lines"] for bucket in figures["by_length"]) == 10
     given = ("--source", place / "data/test.src", "--target", place / "data/test.tgt")
     assert json.loads(regard("evaluate", run, *given, "--json").stdout)["scores"] == figures["scores"]
 

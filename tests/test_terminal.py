@@ -10,7 +10,7 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from regard.errors import ConfigError
-from regard.look.terminal import render
+from regard.look.terminal import LEVELS, render
 from regard.look.trace import Trace
 
 ENGLISH = ["Two", "children", "are", "playing", "in", "the", "park", ".", "</s>"]
@@ -60,6 +60,11 @@ def test_every_cell_has_the_shade_of_its_weight_below_its_source_token() -> None
                for token in ("alpha", "beta", "gamma", "</s>")]
     rows = [next(line for line in lines if line.startswith(token)) for token in "xyz"]
     assert ["".join(at(row, column) for column in columns) for row in rows] == ["··░█", "░▒▒▓", "█▒░·"]
+
+
+def block_sizes(lines: list[str]) -> list[int]:
+    """How many source tokens each block holds, by its heading."""
+    return [int(words[4]) - int(words[2]) + 1 for words in map(str.split, lines) if words[:2] == ["source", "tokens"]]
 
 
 @pytest.mark.parametrize(("source", "target"), [
@@ -119,9 +124,20 @@ def test_a_long_source_is_cut_into_blocks_that_hold_every_token(width: int) -> N
         token[: len(head) - 1] if "…" in head else token for token, head in zip(source, heads, strict=True)]
 
 
+def test_the_blocks_beside_each_other_are_the_matrix() -> None:
+    torch.manual_seed(1)
+    cross = torch.rand(1, 1, 3, 61) * 0.9
+    lines = shown(make([f"token{index}" for index in range(60)] + ["</s>"], ["x", "y", "</s>"], cross), 60)
+    for row, token in enumerate(["x", "y", "</s>"]):
+        rows = [line for line in lines if line.startswith(f"{token} ")]
+        shades = "".join(line[12 : 12 + 2 * size : 2].ljust(size, "·")
+                         for line, size in zip(rows, block_sizes(lines), strict=True))
+        assert shades == "".join("·░▒▓█"[sum(weight >= bound for bound in LEVELS)] for weight in cross[0, 0, row])
+
+
 def test_blocks_are_of_about_equal_size() -> None:
     lines = shown(make([f"token{index}" for index in range(50)], ["x", "</s>"]))
-    sizes = [int(words[4]) - int(words[2]) + 1 for words in map(str.split, lines) if words[:2] == ["source", "tokens"]]
+    sizes = block_sizes(lines)
     assert len(sizes) > 1 and max(sizes) - min(sizes) <= 1
 
 

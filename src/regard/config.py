@@ -255,7 +255,10 @@ def parse_config(settings: dict[str, Any], where: str, base: Path) -> Config:
 
 def write_config(config: Config, path: Path) -> None:
     """Write every setting, defaults included, so that `read_config` gives the same config back."""
-    path.write_text(tomli_w.dumps(config.model_dump(mode="json", exclude_none=True)), encoding="utf-8")
+    settings = config.model_dump(mode="json", exclude_none=True)
+    if isinstance(config.model, RNNConfig) and config.model.attention == "none":
+        del settings["model"]["score"]  # its default too is refused where nothing is compared
+    path.write_text(tomli_w.dumps(settings), encoding="utf-8")
 
 
 def _refuse(reasons: Iterable[str]) -> None:

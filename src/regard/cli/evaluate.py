@@ -47,19 +47,23 @@ def evaluate(
 
     if tokenize is not None:
         check_tokenize(tokenize)
-    pairs = _test_set(Run.open(run).config, source, target)
+    opened = Run.open(run)
+    pairs = _test_set(opened.config, source, target)
     translator = open_translator(run, checkpoint, device)
     with progress("translating", len(pairs)) as advance:
         evaluation = judge(translator, pairs.sources, pairs.targets, tokenize=tokenize, beam=beam, progress=advance)
     for number, problem in evaluation.problems.items():
         say(f"{pairs.place(number - 1)}: not translated, scored as empty: {problem}")
+    beam = beam or opened.config.decode.beam
+    chosen = opened.find(checkpoint).name
     if as_json:
-        figures(evaluation.figures())
+        files = list(dict.fromkeys(pairs.files))
+        figures({"run": str(run), "checkpoint": chosen, "files": files, "beam": beam, **evaluation.figures()})
         return
-    say(f"{pairs.summary}; translated in {evaluation.seconds:.1f} s")
-    paper = page()
-    paper.print(_score_table(evaluation))
-    paper.print(_length_table(evaluation))
+    say(f"{pairs.summary}; {chosen}, beam {beam}: translated in {evaluation.seconds:.1f} s")
+    for score in evaluation.scores:
+        typer.echo(f"{score.name:<16} {score.value:>7.2f}   {score.signature}")
+    page().print(_length_table(evaluation))
 
 
 def _test_set(config: "Config", source: Path | None, target: Path | None) -> "Pairs":
@@ -77,19 +81,6 @@ def _test_set(config: "Config", source: Path | None, target: Path | None) -> "Pa
     return read_pairs(config.data.test, config.data.root)
 
 
-def _score_table(evaluation: "Evaluation") -> "Table":
-    """Each metric of the whole test set, with its signature."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
-    table = Table("metric", box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column("percent", justify="right", no_wrap=True)
-    table.add_column("signature", overflow="fold")
-    for score in evaluation.scores:
-        table.add_row(score.name, f"{score.value:.2f}", score.signature)
-    return table
-
-
 def _length_table(evaluation: "Evaluation") -> "Table":
     """Each metric by length of the source."""
     from rich.box import SIMPLE_HEAD
@@ -105,5 +96,7 @@ def _length_table(evaluation: "Evaluation") -> "Table":
 
 
 def _range(bucket: "Bucket") -> str:
-    """Such as "6–10", or "241 and more"."""
-    return f"{bucket.shortest} and more" if bucket.longest is None else f"{bucket.shortest}–{bucket.longest}"
+    """Such as "up to 5", "6–10" or "241 and more"."""
+    if bucket.longest is None:
+        return f"{bucket.shortest} and more"
+    return f"{bucket.shortest}–{bucket.longest}" if bucket.shortest else f"up to {bucket.longest}"

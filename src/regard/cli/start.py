@@ -10,6 +10,27 @@ import typer
 from regard.errors import ConfigError
 
 
+def demo(
+    task: Annotated[str, typer.Option(metavar="NAME", help="What is learned: pronounce.")] = "pronounce",
+    out: Annotated[Path, typer.Option(metavar="DIR", help="The folder that everything goes to.")] = Path("demo"),
+    minutes: Annotated[float, typer.Option(metavar="M", help="How long it may take in all, about.")] = 6.0,
+) -> None:
+    """See the three stages learn, side by side.
+
+    Trains an RNN with a fixed vector, an RNN with attention and a Transformer on the CMU Pronouncing Dictionary
+    (letters in, phones out), scores them, and shows where each looks. Writes DIR/report.html, and the data, a config
+    and a run's folder for each of the three. Interrupted, it goes on when it is started again.
+
+    \b
+    Examples:
+      regard demo
+      regard demo --minutes 20 --out demo-longer
+    """
+    from regard.demo.run import run
+
+    run(out, minutes, task)
+
+
 def init(
     preset: Annotated[str | None, typer.Argument(metavar="PRESET", help="The name of a preset.")] = None,
     list_presets: Annotated[bool, typer.Option("--list", help="List the presets.")] = False,
@@ -40,9 +61,3 @@ def _presets() -> dict[str, str]:
     folder = files("regard") / "presets"
     found = sorted((file for file in folder.iterdir() if file.name.endswith(".toml")), key=lambda file: file.name)
     return {file.name.removesuffix(".toml"): file.read_text(encoding="utf-8") for file in found}
-
-
-def demo(
-    out: Annotated[Path, typer.Option(metavar="DIR", help="The folder that everything goes to.")] = Path("demo"),
-) -> None:
-    """Placeholder."""

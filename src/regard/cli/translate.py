@@ -179,6 +179,6 @@ def _put(out: BinaryIO, line: str) -> None:
 
 def _summary(done: int, failed: int, seconds: float) -> str:
     """Such as "translated 1,000 lines in 5.1 s (196 a second); 2 could not be translated"."""
-    rate = f" ({done / seconds:,.0f} a second)" if done and seconds else ""
+    rate = f" ({done / seconds:,.0f} a second)" if done > seconds else ""
     bad = f"; {failed:,} could not be translated" if failed else ""
     return f"translated {done:,} line{'' if done == 1 else 's'} in {seconds:.1f} s{rate}{bad}"

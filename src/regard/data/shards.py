@@ -1,20 +1,21 @@
 """The prepared corpus: token ids on disk, memory-mapped, so that ten million pairs open at once and cost no memory.
 
-    data/manifest.json        counts, what was left out and why, SHA-256 of each file, fingerprint of the inputs
+    data/manifest.json        counts, what was left out and why, SHA-256 of each file, fingerprint
     data/source.ids.npy       uint16 or uint32 (tokens of all sources,), without special tokens
     data/source.offsets.npy   int64 (pairs + 1,): pair i is ids[offsets[i]:offsets[i + 1]]
     data/target.*.npy         the same for the targets
     data/shared.json          the tokenizer, or source.json and target.json; the run's tokenizer/ holds a copy
 
 A folder is written beside its place and renamed in whole, so it is there entirely or not at all. The fingerprint, of
-the training files' contents and of the settings that matter, tells when it is out of date.
+the training files' contents and of the settings that matter, tells when it is out of date. Why so:
+docs/decisions/0003-shard-format.md.
 """
 
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from itertools import chain, compress
@@ -24,7 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from regard.config import Config
+from regard.config import Config, DataConfig, TokenizerConfig
 from regard.errors import DataError, RunError
 from regard.text.corpus import LeftOut, Pairs, read_pairs, unreadable
 from regard.text.tokenizer import Tokenizers
@@ -34,6 +35,7 @@ CHUNK = 50_000  # pairs encoded at a time
 MANIFEST = "manifest.json"
 
 Ids = npt.NDArray[np.int64]
+Say = Callable[[str], object]
 
 
 class Corpus:
@@ -46,11 +48,16 @@ class Corpus:
             DataError: a file is missing, cut short or altered.
         """
         self.manifest = _verified(folder)
-        self._source_ids, self._source_offsets = _open(folder, "source")
-        self._target_ids, self._target_offsets = _open(folder, "target")
+        self._source_ids, self._source_offsets = _open(folder, "source", "ids"), _open(folder, "source", "offsets")
+        self._target_ids, self._target_offsets = _open(folder, "target", "ids"), _open(folder, "target", "offsets")
 
     def __len__(self) -> int:
         return len(self._source_offsets) - 1
+
+    @property
+    def tokens(self) -> tuple[int, int]:
+        """Tokens of all sources, and of all targets."""
+        return len(self._source_ids), len(self._target_ids)
 
     @cached_property
     def source_lengths(self) -> Ids:
@@ -78,7 +85,7 @@ class Prepared(NamedTuple):
     train: Corpus
 
 
-def prepare(config: Config, run: Path, progress: Callable[[str], object] | None = None) -> Prepared:
+def prepare(config: Config, run: Path, progress: Say | None = None) -> Prepared:
     """Make the tokenizer and the prepared corpus, or open them when they are up to date.
 
     Args:
@@ -93,56 +100,59 @@ def prepare(config: Config, run: Path, progress: Callable[[str], object] | None 
     """
     say = progress or (lambda line: None)
     folder = config.data.root / config.data.prepared.expanduser() if config.data.prepared else run / "data"
-    fingerprint = _fingerprint(config)
+    folder = folder.resolve()  # it may be a link to another disk
+    fingerprint = _fingerprint(config.data, config.tokenizer)
     begun = _begun_with(run, fingerprint)
     manifest = _manifest(folder)
     if manifest is None or manifest["fingerprint"] != fingerprint:
         _build(config, folder, fingerprint, begun, say)
     train = Corpus(folder)
     tokenizers = Tokenizers.load(folder)
-    _give(run / "tokenizer", tokenizers, train.manifest, bool(begun))
-    say(f"data: {len(train):,} pairs, {train.manifest['source_tokens']:,} source and "
-        f"{train.manifest['target_tokens']:,} target tokens, in {folder}")
+    _copy_tokenizers(tokenizers, train.manifest, run / "tokenizer", begun is not None)
+    say(f"data: {len(train):,} pairs, {train.tokens[0]:,} source and {train.tokens[1]:,} target tokens, in {folder}")
     return Prepared(tokenizers, train)
 
 
 def _begun_with(run: Path, fingerprint: str) -> Tokenizers | None:
-    """The tokenizers of a run that has checkpoints; raises RunError when its data or tokenizer settings have changed."""
+    """The tokenizers of a run that has checkpoints; raises RunError when it began with other data or settings."""
     if not any((run / "checkpoints").glob("step-*")):
         return None
     manifest = _manifest(run / "tokenizer")
-    if manifest is None or manifest["fingerprint"] != fingerprint:
+    if manifest is None:
+        raise RunError(f"{run / 'tokenizer'}: missing, and the run has begun with it. Put it back to go on, or begin "
+                       "anew with --fresh or another --out.")
+    if manifest["fingerprint"] != fingerprint:
         raise RunError(f"{run}: the training data or the tokenizer settings have changed since this run began. Put "
-                       "them back to go on with it, or begin anew with --fresh or another --out")
+                       "them back to go on with it, or begin anew with --fresh or another --out.")
     return Tokenizers.load(run / "tokenizer")
 
 
-def _give(folder: Path, tokenizers: Tokenizers, made: dict[str, Any], begun: bool) -> None:
-    """Put a copy of the prepared corpus's tokenizer into the run, unless the run has it."""
-    manifest = _manifest(folder)
+def _copy_tokenizers(tokenizers: Tokenizers, made: dict[str, Any], folder: Path, begun: bool) -> None:
+    """Give the run the tokenizers of the prepared corpus, unless it has them."""
     digests = {name: digest for name, digest in made["files"].items() if name.endswith(".json")}
-    if manifest == {"fingerprint": made["fingerprint"], "files": digests}:
+    same = _manifest(folder) == {"fingerprint": made["fingerprint"], "files": digests}
+    if same and not any(_faults(folder, digests)):
         return
     if begun:
-        raise RunError(f"{folder}: the prepared corpus was made with another tokenizer than this run's. Delete the "
-                       "prepared folder to have it made again, or begin anew with --fresh or another --out")
+        raise RunError(f"{folder}: not the tokenizer that the prepared corpus was made with, and the run has begun "
+                       "with it. Put it back if it was altered; or delete the prepared corpus to have it made again.")
     _write_folder(folder, tokenizers.save, {"fingerprint": made["fingerprint"]})
 
 
-def _build(config: Config, folder: Path, fingerprint: str, begun: Tokenizers | None, say: Callable[[str], object]) -> None:
+def _build(config: Config, folder: Path, fingerprint: str, begun: Tokenizers | None, say: Say) -> None:
     """Read the text, train the tokenizers unless the run has them, and write the prepared folder."""
     parts = [read_pairs(corpus, config.data.root) for corpus in config.data.train]
     for part in parts:
         say(part.summary)
     if not any(parts):
-        raise DataError(f"{' + '.join(part.summary for part in parts)}: no pair to train on. Expected at least one "
-                        "pair with text on both sides. Nothing was written")
+        raise DataError(f"no pair to train on: {'; '.join(part.summary for part in parts)}. Expected at least one pair "
+                        "with text on both sides. Nothing was written.")
     tokenizers = begun or Tokenizers.train(config.tokenizer, *parts)
-    say(_described(config, tokenizers))
+    for line in _described(tokenizers, config.tokenizer, sum(map(len, parts))):
+        say(line)
     source, target, left_out = _encode(parts, tokenizers, config.data.max_tokens)
     if not source.lengths:
-        raise DataError(f"no pair is left to train on: {left_out}. Raise data.max_tokens, or look at the text. "
-                        "Nothing was written")
+        raise DataError(f"no pair to train on: {left_out}. Raise data.max_tokens. Nothing was written.")
     if left_out.counts:
         say(str(left_out))
 
@@ -158,7 +168,7 @@ def _build(config: Config, folder: Path, fingerprint: str, begun: Tokenizers | N
 
 
 class _Side:
-    """One side's ids while they are gathered."""
+    """One side's ids while they are gathered, in as few bytes as the vocabulary allows."""
 
     def __init__(self, size: int):
         self.dtype = np.uint16 if size <= 2**16 else np.uint32
@@ -191,66 +201,80 @@ def _encode(parts: Sequence[Pairs], tokenizers: Tokenizers, max_tokens: int) -> 
     return source, target, left_out
 
 
-def _described(config: Config, tokenizers: Tokenizers) -> str:
-    """Such as "tokenizer: bpe 10,000, shared"."""
-    if tokenizers.shared:
-        return f"tokenizer: {tokenizers.source.kind} {tokenizers.source.size:,}, shared"
-    return "tokenizer: " + ", ".join(f"{side} {each.kind} {each.size:,}" for side, each in tokenizers._asdict().items())
+def _described(tokenizers: Tokenizers, config: TokenizerConfig, pairs: int) -> Iterator[str]:
+    """One line for each tokenizer, such as "tokenizer: bpe 10,000, shared, from 58,000 lines"."""
+    sides = [("shared", 2 * pairs)] if tokenizers.shared else [("source", pairs), ("target", pairs)]
+    for (side, lines), tokenizer, asked in zip(sides, tokenizers, config.sides, strict=False):
+        short = tokenizer.kind in ("bpe", "unigram") and tokenizer.size < asked.size
+        yield (f"tokenizer: {tokenizer.kind} {tokenizer.size:,}, {side}, from {lines:,} lines"
+               + (f"; they yield no more, {asked.size:,} were asked for" if short else ""))
 
 
-def _fingerprint(config: Config) -> str:
+def _fingerprint(data: DataConfig, tokenizer: TokenizerConfig) -> str:
     """SHA-256 of the training files' contents and of every setting that shapes the prepared corpus."""
-    contents = [[_digest(config.data.root / path) for path in (corpus.source, corpus.target, corpus.pairs) if path]
-                for corpus in config.data.train]
-    settings = {"format": FORMAT, "max_tokens": config.data.max_tokens, "tokenizer": config.tokenizer.model_dump()}
+    try:
+        contents = [[_digest(data.root / path) for path in (corpus.source, corpus.target, corpus.pairs) if path]
+                    for corpus in data.train]
+    except OSError as error:
+        raise unreadable(Path(error.filename), error) from None
+    settings = {"format": FORMAT, "max_tokens": data.max_tokens, "tokenizer": tokenizer.model_dump()}
     return hashlib.sha256(json.dumps([contents, settings], sort_keys=True).encode()).hexdigest()
 
 
 def _digest(path: Path) -> str:
-    """SHA-256 of a file, in constant memory."""
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise unreadable(path, error) from None
+    """SHA-256 of a file, in constant memory; raises OSError."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _manifest(folder: Path) -> dict[str, Any] | None:
     """The manifest of a folder of ours, or None when it has none."""
     path = folder / MANIFEST
     try:
-        manifest = json.loads(path.read_bytes())
-        return {"fingerprint": str(manifest["fingerprint"]), "files": dict(manifest["files"]), **manifest}
+        manifest: dict[str, Any] = json.loads(path.read_bytes())
+        if "fingerprint" not in manifest or any(name != Path(name).name for name in manifest["files"].keys()):
+            raise ValueError("it has no fingerprint, or names a file elsewhere")
+        return manifest
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise _damaged(path, str(error)) from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _damaged(path, f"not a manifest of ours ({error})") from None
 
 
 def _damaged(path: Path, what: str) -> DataError:
     return DataError(f"{path}: {what}. It is not as it was written. Delete the folder {path.parent} and run again: it "
-                     "is made anew from the text")
+                     "is made anew from the text.")
 
 
 def _verified(folder: Path) -> dict[str, Any]:
-    """The manifest of a folder whose every file is as it was written."""
+    """The manifest of a folder in which every file is as it was written."""
     manifest = _manifest(folder)
     if manifest is None:
-        raise DataError(f"{folder}: no prepared corpus here. `regard prepare` or `regard train` makes one")
-    for name, digest in manifest["files"].items():
-        path = folder / Path(name).name
-        if not path.is_file():
-            raise _damaged(path, "the file is missing")
-        if _digest(path) != digest:
-            raise _damaged(path, "its SHA-256 is not that of manifest.json")
+        raise DataError(f"{folder}: no prepared corpus here. `regard prepare` or `regard train` makes one.")
+    for path, fault in _faults(folder, manifest["files"]):
+        raise _damaged(path, fault)
     return manifest
 
 
-def _open(folder: Path, side: str) -> tuple[npt.NDArray[Any], Ids]:
-    """The memory-mapped ids and offsets of one side."""
-    ids, offsets = (np.load(folder / f"{side}.{name}.npy", mmap_mode="r", allow_pickle=False)
-                    for name in ("ids", "offsets"))
-    return ids, offsets
+def _faults(folder: Path, digests: dict[str, str]) -> Iterator[tuple[Path, str]]:
+    """The files that are missing or do not have their SHA-256."""
+    for name, digest in digests.items():
+        try:
+            found = _digest(folder / name)
+        except OSError as error:
+            yield folder / name, error.strerror or str(error)
+        else:
+            if found != digest:
+                yield folder / name, f"its SHA-256 begins with {found[:8]}, expected {digest[:8]}"
+
+
+def _open(folder: Path, side: str, what: str) -> npt.NDArray[Any]:
+    """Memory-map one array of one side, as a plain array: slices of numpy's own memmap class are slow."""
+    path = folder / f"{side}.{what}.npy"
+    try:
+        return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
+    except (OSError, ValueError) as error:
+        raise _damaged(path, str(error)) from None
 
 
 def _row(ids: npt.NDArray[Any], offsets: Ids, index: int) -> Ids:
@@ -260,10 +284,7 @@ def _row(ids: npt.NDArray[Any], offsets: Ids, index: int) -> Ids:
 
 
 def _write_folder(folder: Path, save: Callable[[Path], None], facts: dict[str, Any]) -> None:
-    """Write a folder and its manifest beside its place, make it durable, and rename it in whole.
-
-    An older folder of ours gives way, file by file; one that holds anything else is left as it is.
-    """
+    """Write a folder and its manifest beside its place, make it durable, and rename it in whole."""
     partial = folder.with_name(f".{folder.name}.partial")
     try:
         shutil.rmtree(partial, ignore_errors=True)
@@ -273,21 +294,28 @@ def _write_folder(folder: Path, save: Callable[[Path], None], facts: dict[str, A
         (partial / MANIFEST).write_text(json.dumps({**facts, "files": files}, indent=1), encoding="utf-8")
         for path in (*partial.iterdir(), partial):
             _sync(path)
-        _clear(folder)
+        _make_way(folder)
         partial.replace(folder)
         _sync(folder.parent)
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
-        raise RunError(f"{folder}: cannot write it: {error.strerror}. Give the folder room and permission to write, "
-                       "or choose another place with --out (or data.prepared)") from None
+        raise RunError(f"{folder}: cannot write it: {error.strerror or error}. Make room, or permission to write, or "
+                       "choose another place with --out (or data.prepared).") from None
 
 
-def _clear(folder: Path) -> None:
-    """Empty an older folder of ours, its manifest last, so that a kill half way leaves it recognisable."""
-    manifest = _manifest(folder)
-    if manifest is not None:
-        for name in (*manifest["files"], MANIFEST):
-            (folder / Path(name).name).unlink(missing_ok=True)
+def _make_way(folder: Path) -> None:
+    """Empty an older folder of ours, its manifest last, so that after a kill half way it is still known as ours.
+
+    What is not ours is never deleted: a folder that holds anything else is refused.
+    """
+    manifest = _manifest(folder) or {"files": {}}
+    ours = {*manifest["files"], MANIFEST}
+    strangers = [path.name for path in folder.iterdir() if path.name not in ours] if folder.exists() else []
+    if strangers:
+        raise RunError(f"{folder}: holds files that Regard did not write ({', '.join(sorted(strangers)[:3])}). "
+                       "Expected an empty folder, or none: move them away, or choose another place.")
+    for name in sorted(ours, key=MANIFEST.__eq__):
+        (folder / name).unlink(missing_ok=True)
 
 
 def _sync(path: Path) -> None:

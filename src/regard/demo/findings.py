@@ -1,10 +1,10 @@
 """What the demo found out: its figures and outputs, gathered from finished runs, ready for a terminal and a page."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from regard.demo.pronounce import BUCKETS, bucket_of
+from regard.demo.pronounce import BUCKETS, Split, bucket_of
 from regard.demo.stages import Stage
 from regard.look.trace import Trace
 from regard.metrics import exact_match, token_error_rate
@@ -70,12 +70,14 @@ class Findings:
     results: list[Result]
     words: list[str]
     title_phones: str
-    pairs: dict[str, int]
+    pairs: Mapping[Split, int]
     minutes: float
     seconds: float
 
 
-def measure(stage: Stage, folder: Path, sources: Sequence[str], references: Sequence[str], words: Sequence[str]) -> Result:
+def measure(
+    stage: Stage, folder: Path, sources: Sequence[str], references: Sequence[str], words: Sequence[str]
+) -> Result:
     """Load a finished run and see what it can do.
 
     Args:
@@ -119,7 +121,7 @@ def error_by_length(sources: Sequence[str], outputs: Sequence[str], references: 
     return rates
 
 
-def unheard(dictionary: dict[str, str]) -> list[str]:
+def unheard(dictionary: Mapping[str, str]) -> list[str]:
     """New and invented words that are not in the dictionary."""
     return [word for word in _INVENTED if word not in dictionary]
 

@@ -122,7 +122,7 @@ def write_data(folder: Path, dictionary: Mapping[str, str] | None = None) -> dic
     folder.mkdir(parents=True, exist_ok=True)
     for split, sources in texts.items():
         lines = [f"{source}\t{pronounce(source, dictionary)}\n" for source in sources]
-        (folder / f"{split}.tsv").write_text("".join(lines), encoding="utf-8")
+        (folder / f"{split}.tsv").write_text("".join(lines), encoding="utf-8", newline="\n")
     return {split: len(sources) for split, sources in texts.items()}
 
 

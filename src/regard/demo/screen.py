@@ -1,6 +1,10 @@
 """What the demo shows on a terminal."""
 
-from collections.abc import Iterable, Sequence
+import shlex
+import sys
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
+from io import TextIOWrapper
 from pathlib import Path
 
 from rich.console import Console
@@ -8,45 +12,53 @@ from rich.table import Table
 from rich.text import Text
 
 from regard.demo.findings import SHORT_TITLE, TITLE, Findings, marked
-from regard.demo.pronounce import BUCKETS
+from regard.demo.pronounce import BUCKETS, LONGEST, Split
 from regard.demo.stages import STAGES, Stage
 from regard.look.terminal import render
 
 COLOURS = {"rnn-fixed": "#d55e00", "rnn-attention": "#3391d4", "transformer": "#009e73"}
 """Of the three stages, here and in the report: told apart by every kind of colour vision, on dark and on light."""
 
-_BAR = 16  # cells for 100%
+_BAR = 12  # cells for 100%
 
 
 class Screen:
     """The terminal, or the file that stands for it.
 
     Args:
-        console: where to print; default: standard output.
+        console: where to print; default: standard output, where a character that its encoding lacks becomes "?".
     """
 
     def __init__(self, console: Console | None = None):
+        if console is None and isinstance(sys.stdout, TextIOWrapper):
+            sys.stdout.reconfigure(errors="replace")
         self.console = console or Console(highlight=False)
+
+    def busy(self, doing: str) -> AbstractContextManager[object]:
+        """A sign of life while something takes a few seconds, gone when it is done."""
+        return self.console.status(doing)
 
     def heading(self, title: str, text: str = "") -> None:
         """A new part of the demo, and what it is about."""
         self.console.print()
-        self.console.rule(Text(title, style="bold"), align="left", characters="─")
+        self.console.rule(Text(title, style="bold"), align="left")
         if text:
             self.console.print(text, markup=False)
 
-    def opening(self, pairs: dict[str, int], seconds: float) -> None:
+    def opening(self, pairs: Mapping[Split, int], seconds: float) -> None:
         """What is going to happen."""
-        self.heading("Regard: three ways to turn one sequence into another",
-                     "English spelling in, pronunciation out: \"attention\" → AH T EH N SH AH N. From the CMU "
-                     f"Pronouncing Dictionary come {pairs['train']:,} pairs to learn from, single words and phrases of up "
-                     f"to 60 letters. Three models of like size learn from them for {spoken(seconds)} each. Then they are "
-                     "compared on words that none of them has seen.")
+        self.heading(
+            "Regard: from one fixed vector to attention",
+            'English spelling in, pronunciation out: "attention" becomes AH T EH N SH AH N. The CMU Pronouncing '
+            f"Dictionary gives {pairs['train']:,} pairs to learn from, single words and phrases of up to {LONGEST} "
+            f"letters. Three models of like size learn from the same pairs, each for {spoken(seconds)} at most. Then "
+            "they are compared on words that none of them has seen.",
+        )
 
     def stage(self, stage: Stage) -> None:
         """The heading above a training."""
         number = STAGES.index(stage) + 1
-        self.heading(f"{number} of {len(STAGES)}  {stage.title}  ({stage.papers})", stage.idea)
+        self.heading(f"{number} of {len(STAGES)}: {stage.title} ({stage.papers})", stage.idea)
 
     def findings(self, found: Findings, report: Path) -> None:
         """Everything that was found out."""
@@ -59,8 +71,11 @@ class Screen:
 
     def scores(self, found: Findings) -> None:
         """The one table."""
-        self.heading("Scores", f"On {found.pairs['test']:,} words and phrases of words that none of them has seen. The phone "
-                     "error rate is the share of phones to insert, delete or replace; lower is better.")
+        self.heading(
+            "Scores",
+            f"On {found.pairs['test']:,} test texts, as many of each length. The phone error rate is the share of "
+            "phones to insert, delete or replace. Exact match: texts without any error.",
+        )
         table = _table("", "parameters", "updates", "seconds", "phone error rate", "exact match")
         for result in found.results:
             table.add_row(_name(result.stage), f"{result.parameters:,}", f"{result.updates:,}", f"{result.seconds:.0f}",
@@ -69,21 +84,23 @@ class Screen:
 
     def lengths(self, found: Findings) -> None:
         """Error by source length, a bar for each."""
-        self.heading("Phone error rate by length", "One vector holds a short word, but has to hold a long phrase too. "
-                     "Attention goes back to the letters instead.")
-        table = Table(box=None, padding=(0, 3, 0, 0))
-        table.add_column("letters", justify="right", no_wrap=True)
-        for result in found.results:
-            table.add_column(_name(result.stage), no_wrap=True)
+        self.heading(
+            "Phone error rate by length",
+            "A fixed vector has no more room for a phrase of sixty letters than for a word of three. Attention goes "
+            "back to the letters for each phone.",
+        )
+        table = _table("letters", *(_name(result.stage) for result in found.results), justify="left")
         for row, (shortest, longest) in enumerate(BUCKETS):
-            bars = [_bar(result.by_length[row], COLOURS[result.stage.name]) for result in found.results]
-            table.add_row(f"{shortest}–{longest}", *bars)
+            rates = [(result.by_length[row], COLOURS[result.stage.name]) for result in found.results]
+            table.add_row(f"{shortest:>2}–{longest}", *(self.bar(*rate) for rate in rates))
         self.console.print(table)
 
     def title(self, found: Findings) -> None:
         """One long text, pronounced by all three."""
-        self.heading(f"{len(TITLE)} letters, pronounced by all three",
-                     f'"{TITLE}". Wrong phones are red and underlined, missing ones are dots.')
+        self.heading(
+            f"{len(TITLE)} letters, pronounced by all three",
+            f'"{TITLE}". Wrong phones are red and underlined, and · stands for a missing one.',
+        )
         table = _table("", "", justify="left")
         table.add_row("dictionary", found.title_phones)
         for result in found.results:
@@ -92,37 +109,53 @@ class Screen:
 
     def words(self, found: Findings) -> None:
         """New words."""
-        self.heading("Words that are in no dictionary", "Nobody told them how these sound.")
+        self.heading("Words that are in no dictionary", "Not in this one, at least: nobody told the models how these "
+                     "sound.")
         table = _table("", *(_name(result.stage) for result in found.results), justify="left")
         for row, word in enumerate(found.words):
             table.add_row(word, *(result.words[row] for result in found.results))
         self.console.print(table)
 
     def looks(self, found: Findings) -> None:
-        """Where the RNN's attention looked; the report shows the Transformer's too."""
-        self.heading("Where attention looked", f'"{SHORT_TITLE}": a line for each phone, and in it a cell for each letter, '
-                     "the darker the more of its weight lies there. Nobody told the model which letter makes which sound.")
-        for result in found.results:
-            if result.trace.cross is not None:
-                self.console.print(render(result.trace))
-                return
+        """Where the first model that has attention looked; the report shows the others too."""
+        self.heading(
+            "Where attention looked",
+            f'"{SHORT_TITLE}": a line for each phone, and in it a cell for each letter, the darker the more of the '
+            "phone's attention lay there. Nobody told the model which letter makes which sound.",
+        )
+        self.console.print()
+        trace = next(result.trace for result in found.results if result.trace.cross is not None)
+        self.console.print(render(trace))
 
     def closing(self, found: Findings, report: Path) -> None:
         """What to type next."""
         self.heading("Next")
-        best = min(found.results, key=lambda result: result.error_rate)
-        rows = [
-            (f"open {report}", "the same with charts and pictures, in a browser"),
-            (f'echo "your own words" | regard translate {best.folder}', "pronounce anything, letters a–z and spaces"),
-            (f'regard look {best.folder} "through thorough thought"', "see where it looks"),
-            (f"regard evaluate {best.folder}", "its scores again, by every metric"),
-            ("regard init --list", "configs to start from with your own pairs of lines"),
-        ]
-        table = _table("", "", justify="left")
-        for command, purpose in rows:
-            table.add_row(Text(command, style="bold"), Text(purpose, style="dim"))
-        self.console.print(table)
-        self.console.print(f"\nDone in {spoken(found.seconds)}.", markup=False)
+        self.console.print(f"Done in {spoken(found.seconds)}. In a browser, with charts and pictures:", markup=False)
+        self.console.print(Text(f"  {report}", style="bold"), soft_wrap=True)
+        for command, purpose in next_commands(found):
+            self.console.print(f"\n{purpose}:", markup=False)
+            self.console.print(Text(f"  {command}", style="bold"), soft_wrap=True)
+
+    def bar(self, percent: float, colour: str) -> Text:
+        """A bar and its value; from 100% on the bar is full."""
+        eighths = round(min(percent, 100) / 100 * _BAR * 8)
+        if self.console.encoding.lower().startswith("utf"):
+            bar = "█" * (eighths // 8) + ("▏▎▍▌▋▊▉"[eighths % 8 - 1] if eighths % 8 else "")
+        else:
+            bar = "#" * round(eighths / 8)
+        return Text.assemble((f"{bar:<{_BAR}}", colour), f" {percent:.0f}%")
+
+
+def next_commands(found: Findings) -> list[tuple[str, str]]:
+    """What to type next, and what for."""
+    best = min(found.results, key=lambda result: result.error_rate)
+    folder = shlex.quote(str(best.folder))
+    return [
+        (f'echo "your own words" | regard translate {folder}', "Pronounce anything, in letters a–z and spaces"),
+        (f'regard look {folder} "through thorough thought"', "See where it looks"),
+        (f"regard evaluate {folder}", "Score it again, by every metric"),
+        ("regard init --list", "List configs to start from, for pairs of lines of your own"),
+    ]
 
 
 def spoken(seconds: float) -> str:
@@ -141,21 +174,10 @@ def _name(stage: Stage) -> Text:
     return Text(stage.title, style=COLOURS[stage.name])
 
 
-def _bar(percent: float, colour: str) -> Text:
-    """A bar and its value; above 100% the bar is full."""
-    eighths = round(min(percent, 100) / 100 * _BAR * 8)
-    bar = "█" * (eighths // 8) + (" ▏▎▍▌▋▊▉"[eighths % 8] if eighths % 8 else "")
-    return Text.assemble((f"{bar:<{_BAR}}", colour), f" {percent:5.1f}%")
-
-
 def _table(*columns: str | Text, justify: str = "right") -> Table:
-    """A table without lines, its first column at the left."""
-    table = Table(box=None, padding=(0, 3, 0, 0), show_header=any(map(str, columns)))
+    """A table without lines, its first column at the left and never broken."""
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, show_header=any(map(str, columns)))
     for number, column in enumerate(columns):
-        table.add_column(column, justify="left" if number == 0 or justify == "left" else "right", overflow="fold")
+        left = number == 0 or justify == "left"
+        table.add_column(column, justify="left" if left else "right", no_wrap=number == 0, overflow="fold")
     return table
-
-
-def plain(cells: Sequence[str]) -> str:
-    """Cells as one line."""
-    return "  ".join(cells)

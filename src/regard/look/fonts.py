@@ -51,7 +51,7 @@ def choose(text: str) -> Fonts:
         The families, DejaVu Sans first, and the characters without any glyph, each once.
     """
     families = [BASE]
-    missing = _without_glyph(BASE, dict.fromkeys(text.replace("\n", "")))
+    missing = _without_glyph(BASE, dict.fromkeys(text))
     if missing:
         _add_extra()
     for family in _candidates(text) if missing else []:
@@ -69,9 +69,9 @@ def report(missing: str) -> None:
     if not missing:
         return
     shown = " ".join(missing[:20]) + (f" and {len(missing) - 20} more" if len(missing) > 20 else "")
-    remedy = "Install a font that does" if _add_extra() else "Install one for Chinese, Japanese and Korean with: " \
-        "pip install 'regard[fonts]'"
-    logger.warning("The picture shows %s in place of %s: no installed font has a glyph. %s", BOX, shown, remedy)
+    remedy = ("Install a font that does." if _add_extra()
+              else "For Chinese, Japanese and Korean: pip install 'regard[fonts]'")
+    logger.warning("The picture shows %s in place of %s: no installed font has these characters. %s", BOX, shown, remedy)
 
 
 def _candidates(text: str) -> list[str]:
@@ -97,7 +97,8 @@ def _is_plain(entry: FontEntry) -> bool:
 def _without_glyph(family: str, characters: dict[str, None]) -> dict[str, None]:
     """Those of the characters that a family has no glyph for: all of them when its file cannot be read."""
     try:
-        font = get_font(fontManager.findfont(FontProperties(family=[family]), fallback_to_default=False))
+        font = get_font(fontManager.findfont(FontProperties(family=[family]), fallback_to_default=False,
+                                             rebuild_if_missing=False))
     except (OSError, RuntimeError, ValueError):  # listed, but deleted since, or of a kind FreeType cannot open
         return characters
     return {character: None for character in characters if not font.get_char_index(ord(character))}

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from regard.errors import ConfigError
-from regard.model.layers import Dropout
+from regard.model.layers import Dropout, linear
 from regard.model.state import Memory
 
 # --- 1. fixed: one vector answers every question -------------------------------------------------------------------
@@ -222,14 +222,10 @@ class MultiHeadAttention(nn.Module):
     def __init__(self, width: int, heads: int, dropout: float):
         super().__init__()
         self.heads = heads
-        self.query = nn.Linear(width, width)
-        self.key_value = nn.Linear(width, 2 * width)
-        self.output = nn.Linear(width, width)
+        self.query = linear(width, width)
+        self.key_value = linear(width, 2 * width)
+        self.output = linear(width, width)
         self.dropout = Dropout(dropout)
-        for weight in (self.query.weight, *self.key_value.weight.chunk(2), self.output.weight):
-            nn.init.xavier_uniform_(weight)
-        for bias in (self.query.bias, self.key_value.bias, self.output.bias):
-            nn.init.zeros_(bias)
 
     def split(self, x: Tensor) -> Tensor:
         """(B, T, D) -> (B, H, T, D / H)."""

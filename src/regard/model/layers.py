@@ -10,11 +10,24 @@ from torch import Tensor, nn
 M = TypeVar("M", bound=nn.Module)
 
 
+INIT = 0.02
+"""Standard deviation of new weights, as in Devlin et al. (2019). Post-norm layers that begin this near to the identity
+learn several times faster than with Xavier's wider weights (docs/log.md, 2026-11-21)."""
+
+
 class Layers(nn.ModuleList, Generic[M]):
     """A `ModuleList` whose type says what it holds."""
 
     def __iter__(self) -> Iterator[M]:
         return cast(Iterator[M], super().__iter__())
+
+
+def linear(inputs: int, outputs: int) -> nn.Linear:
+    """A linear map with small random weights and no bias to begin with."""
+    module = nn.Linear(inputs, outputs)
+    nn.init.normal_(module.weight, std=INIT)
+    nn.init.zeros_(module.bias)
+    return module
 
 
 class Dropout(nn.Module):
@@ -56,7 +69,7 @@ class Embedding(nn.Module):
 
     def __init__(self, size: int, width: int):
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(size, width) / math.sqrt(width))
+        self.weight = nn.Parameter(torch.randn(size, width) * INIT)
         self.scale = math.sqrt(width)
 
     def forward(self, tokens: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from regard.config import AnyModelConfig, RNNConfig
 from regard.data.batches import Batch
-from regard.model.layers import Embedding
+from regard.model.layers import INIT, Embedding
 from regard.model.rnn import RNNDecoder, RNNEncoder, reverse
 from regard.model.state import Memory, State, Taps
 from regard.model.transformer import TransformerDecoder, TransformerEncoder
@@ -30,8 +30,7 @@ class Seq2Seq(nn.Module):
             self.encoder, self.decoder = RNNEncoder(config, source), RNNDecoder(config, target)
         else:
             self.encoder, self.decoder = TransformerEncoder(config, source), TransformerDecoder(config, target)
-        tied = config.tie != "none"
-        self.output = target.weight if tied else nn.Parameter(torch.randn_like(target.weight) * config.width**-0.5)
+        self.output = target.weight if config.tie != "none" else nn.Parameter(torch.randn_like(target.weight) * INIT)
         self.reverse_source = config.reverse_source
 
     def encode(self, source: Tensor, mask: Tensor, taps: Taps | None = None) -> Memory:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from regard.config import TransformerConfig
 from regard.model.attention import MultiHeadAttention
-from regard.model.layers import Dropout, Embedding, Layers
+from regard.model.layers import Dropout, Embedding, Layers, linear
 from regard.model.positions import Sinusoidal
 from regard.model.state import Memory, State, Taps
 
@@ -23,13 +23,10 @@ class FeedForward(nn.Module):
 
     def __init__(self, config: TransformerConfig):
         super().__init__()
-        self.inner = nn.Linear(config.width, config.feedforward)
-        self.outer = nn.Linear(config.feedforward, config.width)
+        self.inner = linear(config.width, config.feedforward)
+        self.outer = linear(config.feedforward, config.width)
         self.activation = ACTIVATIONS[config.activation]
         self.dropout = Dropout(config.feedforward_dropout)
-        for linear in (self.inner, self.outer):
-            nn.init.xavier_uniform_(linear.weight)
-            nn.init.zeros_(linear.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, D) -> (B, T, D)."""

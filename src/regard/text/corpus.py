@@ -1,8 +1,8 @@
 """Parallel text in, checked pairs out, with what was left out and why.
 
-Only "\\n" ends a line, so that line numbers agree with `wc -l` and every editor; U+2028, U+0085, NUL and a lone "\\r"
-are characters like any other. A byte order mark at the start of a file and the "\\r" of a "\\r\\n" are removed. What
-cannot be read as UTF-8, or whose two sides do not match, is refused whole. docs/data.md holds the table of all outcomes.
+Only "\\n" ends a line, so that line counts agree with `wc -l`; U+2028, U+0085, NUL and a lone "\\r" are characters
+like any other. A byte order mark at the start of a file and the "\\r" of a "\\r\\n" are removed. A file that is not
+UTF-8, or does not match its partner, is refused whole. docs/data.md holds the table of all outcomes.
 """
 
 from collections.abc import Iterable, Sequence
@@ -16,6 +16,7 @@ from regard.errors import DataError
 
 PLACES_NAMED = 5
 NEWLINE = b"\n"
+TAB = "\t"
 
 
 @dataclass
@@ -75,8 +76,8 @@ class Pairs:
 def unreadable(path: Path, error: OSError) -> DataError:
     """The error for a text file that cannot be read."""
     hint = "give a file of lines, not a folder" if path.is_dir() else "check the path and its permissions"
-    return DataError(f"{path}: cannot read it: {error.strerror}. Expected a text file: {hint} (paths in a config are "
-                     "relative to data.root, which --set data.root=FOLDER points elsewhere)")
+    return DataError(f"{path}: cannot read it: {error.strerror or error}. Expected a text file: {hint} (paths in a "
+                     "config are relative to data.root, which --set data.root=FOLDER points elsewhere).")
 
 
 def read_lines(path: Path) -> list[str]:
@@ -92,10 +93,7 @@ def read_lines(path: Path) -> list[str]:
     try:
         text = data.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
-        line_start = data.rfind(NEWLINE, 0, error.start) + 1
-        raise DataError(f"{path}:{data.count(NEWLINE, 0, error.start) + 1}: not UTF-8: byte {error.start - line_start + 1}"
-                        f" of the line is 0x{data[error.start]:02x}. Convert the file, for example with "
-                        "`iconv -f LATIN1 -t UTF-8`, or mend the line") from None
+        raise DataError(_not_utf8(path, data, error.start)) from None
     lines = text.split("\n")
     if not lines[-1]:
         lines.pop()
@@ -114,26 +112,35 @@ def read_pairs(corpus: CorpusConfig, root: Path) -> Pairs:
     """
     if corpus.pairs is not None:
         path = root / corpus.pairs
-        files = (corpus.pairs.name, corpus.pairs.name)
+        files = (str(corpus.pairs), str(corpus.pairs))
         sources, targets = _split(path, read_lines(path))
     else:
         assert corpus.source is not None and corpus.target is not None
         paths = root / corpus.source, root / corpus.target
-        files = (corpus.source.name, corpus.target.name)
+        files = (str(corpus.source), str(corpus.target))
         sources, targets = (read_lines(path) for path in paths)
         if len(sources) != len(targets):
             raise DataError(_unequal(paths, sources, targets))
     return _without_empty(sources, targets, files)
 
 
+def _not_utf8(path: Path, data: bytes, position: int) -> str:
+    """The message for a byte that is not UTF-8: file, line, place in the line, and how to mend it."""
+    line = data.count(NEWLINE, 0, position) + 1
+    column = position - data.rfind(NEWLINE, 0, position)
+    codec = "UTF-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "LATIN1"
+    return (f"{path}:{line}: byte {column} of the line, 0x{data[position]:02x}, is not UTF-8. Expected UTF-8 text: "
+            f"convert the file, for example with `iconv -f {codec} -t UTF-8`, or mend the line. Nothing was written.")
+
+
 def _split(path: Path, lines: Iterable[str]) -> tuple[list[str], list[str]]:
     """The two sides of tab-separated lines; an empty line is an empty pair."""
     sources, targets = [], []
     for number, line in enumerate(lines, 1):
-        source, tab, target = line.partition("\t")
-        if (line.strip() and not tab) or "\t" in target:
-            raise DataError(f"{path}:{number}: {line.count(chr(9))} tabs. Expected one: source TAB target. "
-                            "Nothing was written")
+        source, tab, target = line.partition(TAB)
+        if (line.strip() and not tab) or TAB in target:
+            raise DataError(f"{path}:{number}: {1 + target.count(TAB) if tab else 'no'} tabs. Expected one: source TAB "
+                            "target. Mend the line. Nothing was written.")
         sources.append(source)
         targets.append(target)
     return sources, targets
@@ -141,14 +148,12 @@ def _split(path: Path, lines: Iterable[str]) -> tuple[list[str], list[str]]:
 
 def _without_empty(sources: list[str], targets: list[str], files: tuple[str, str]) -> Pairs:
     """The pairs of which both sides hold more than white space."""
-    full = [bool(source.strip()) and bool(target.strip()) for source, target in zip(sources, targets, strict=True)]
-    left_out = LeftOut()
-    if all(full):
-        return Pairs(sources, targets, range(1, len(sources) + 1), files, left_out)
-    for index, both in enumerate(full):
-        if not both:
-            left_out.add("an empty side", f"{files[bool(sources[index].strip())]}:{index + 1}")
-    kept = [index for index, both in enumerate(full) if both]
+    left_out, kept = LeftOut(), []
+    for index, (source, target) in enumerate(zip(sources, targets, strict=True)):
+        if source.strip() and target.strip():
+            kept.append(index)
+        else:
+            left_out.add("an empty side", f"{files[bool(source.strip())]}:{index + 1}")
     return Pairs([sources[i] for i in kept], [targets[i] for i in kept], [i + 1 for i in kept], files, left_out)
 
 

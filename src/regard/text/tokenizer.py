@@ -11,6 +11,9 @@ No kind changes a character: no case folding, no Unicode normalisation. `bpe` (S
 (Kudo 2018) part words at spaces only, and write a word's start as ▁ (U+2581); a ▁ of the text itself comes back as a
 space, and one leading space is not kept. `space` comes back parted by single spaces. The first four ids are the
 special tokens. They are added by whoever needs them, never by text: "</s>" typed by a user is four ordinary characters.
+
+The same text gives the same vocabulary, except with unigram: the library adds its counts in an order that differs from
+process to process, so scores differ in the fourth digit, and with them the order of near-equal entries.
 """
 
 import json
@@ -18,7 +21,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, NamedTuple, Self, cast
+from typing import Any, NamedTuple, Self
 
 import tokenizers as hf
 from tokenizers import decoders, models, pre_tokenizers, trainers
@@ -38,7 +41,7 @@ _WORD_START = "▁"
 # GPT-2's visible stand-ins for the 256 bytes, which the library's ByteLevel reads and writes.
 _VISIBLE = [byte for byte in range(256) if 33 <= byte <= 126 or 161 <= byte <= 172 or byte >= 174]
 _HIDDEN = [byte for byte in range(256) if byte not in _VISIBLE]
-_BYTES = {byte: chr(byte) for byte in _VISIBLE} | {byte: chr(256 + n) for n, byte in enumerate(_HIDDEN)}
+_BYTES = {chr(byte): byte for byte in _VISIBLE} | {chr(256 + n): byte for n, byte in enumerate(_HIDDEN)}
 
 
 class Tokens(NamedTuple):
@@ -78,18 +81,19 @@ class Tokenizer:
         characters alone outnumber `size`, bpe keeps the most frequent ones, and unigram refuses.
 
         Raises:
-            DataError: the lines hold no text.
+            DataError: the lines hold no text, or half of a surrogate pair.
             ConfigError: unigram finds more characters than `size` has room for.
         """
+        lines = _encodable(lines)
         if kind == "byte":
-            vocabulary = Vocabulary(SPECIALS + [_BYTES[byte] for byte in range(256)], [], [])
+            vocabulary = Vocabulary(SPECIALS + sorted(_BYTES, key=_BYTES.__getitem__), [], [])
         elif kind in ("char", "space"):
             pieces = chain.from_iterable(lines if kind == "char" else (line.split(" ") for line in lines))
             vocabulary = Vocabulary(SPECIALS + _most_frequent(pieces, size - len(SPECIALS)), [], [])
         else:
             vocabulary = _learn(kind, size, lines)
         if len(vocabulary.entries) <= len(SPECIALS):
-            raise DataError(f"tokenizer {kind}: the text to learn from holds no character. Give it text")
+            raise DataError(f"no text to learn a {kind} tokenizer from: every line is empty")
         return cls(kind, vocabulary)
 
     @property
@@ -98,7 +102,11 @@ class Tokenizer:
         return len(self.vocabulary.entries)
 
     def encode(self, lines: Sequence[str]) -> list[list[int]]:
-        """The ids of each line, without special tokens around them."""
+        """The ids of each line, without special tokens around them.
+
+        Raises:
+            DataError: a line holds half of a surrogate pair, which is no text in any encoding.
+        """
         return [encoding.ids for encoding in self._engine.encode_batch_fast(_encodable(lines))]
 
     def tokens(self, text: str) -> Tokens:
@@ -107,7 +115,7 @@ class Tokenizer:
         A span holds the characters of the token, without the space before its word. Bytes of one character share its
         span; a word's start that is a token of its own has the span of its space, or an empty one at the very start.
         """
-        encoding = self._engine.encode(*_encodable([text]))
+        encoding = self._engine.encode(_encodable([text])[0])
         spans = encoding.offsets
         if self.kind in ("bpe", "unigram"):
             spans = [_span(text, *span, piece) for span, piece in zip(spans, encoding.tokens, strict=True)]
@@ -116,14 +124,14 @@ class Tokenizer:
     def decode(self, ids: Sequence[Sequence[int]]) -> list[str]:
         """The text of each row of ids; special tokens, `<unk>` included, leave no trace in it."""
         rows = [[id for id in row if id >= len(SPECIALS)] for row in ids]
-        return cast(list[str], self._engine.decode_batch(rows, skip_special_tokens=False))
+        return self._engine.decode_batch(rows, skip_special_tokens=False)
 
     def texts(self, ids: Sequence[int]) -> list[str]:
         """What people are shown for each id: special tokens by name, a space as ▁, unprintable characters escaped."""
         return [self._shown[id] for id in ids]
 
     def save(self, path: Path) -> None:
-        """Write one JSON file."""
+        """Write one JSON file; raises OSError."""
         content = {"format": FORMAT, "kind": self.kind, **self.vocabulary._asdict()}
         path.write_text(json.dumps(content, ensure_ascii=False, indent=0), encoding="utf-8")
 
@@ -223,25 +231,29 @@ _SHAPES = {"bpe": _words, "unigram": _words, "char": _characters, "byte": _bytes
 
 def _learn(kind: str, size: int, lines: Iterable[str]) -> Vocabulary:
     """Train bpe or unigram."""
-    options: dict[str, Any] = {"vocab_size": size, "special_tokens": _INNER, "show_progress": False}
+    trainer: trainers.Trainer
     if kind == "bpe":
         engine = hf.Tokenizer(models.BPE())
-        trainer = trainers.BpeTrainer(limit_alphabet=size - len(SPECIALS), **options)
+        trainer = trainers.BpeTrainer(vocab_size=size, special_tokens=_INNER, show_progress=False,
+                                      limit_alphabet=size - len(SPECIALS))
     else:
         engine = hf.Tokenizer(models.Unigram())
-        trainer = trainers.UnigramTrainer(unk_token=_INNER[UNK], **options)
+        # The library starts from counts over distinct words, not over text; its default of 2 iterations does not get
+        # away from there ("a man" became "▁ a ▁man"), and 8 come within 0.1% of the tokens that 32 give.
+        trainer = trainers.UnigramTrainer(vocab_size=size, special_tokens=_INNER, show_progress=False,
+                                          unk_token=_INNER[UNK], n_sub_iterations=8)
     _SHAPES[kind](engine)
     try:
         engine.train_from_iterator(lines, trainer)
-    except Exception as error:
-        raise ConfigError(f"[tokenizer] {kind} cannot be learned with size = {size}: {error}. Use a larger size, or "
-                          'kind = "bpe"') from None
+    except Exception as error:  # the library raises plain Exception
+        raise ConfigError(f"[tokenizer] size = {size} is too small for {kind}: {error} Use a larger size, or "
+                          'kind = "bpe", which keeps the most frequent characters.') from None
     model = json.loads(engine.to_str())["model"]
-    if kind == "bpe":
-        entries = sorted(model["vocab"], key=model["vocab"].__getitem__)
-        return Vocabulary(SPECIALS + entries[len(SPECIALS):], [tuple(merge) for merge in model["merges"]], [])
-    entries, scores = zip(*model["vocab"], strict=True)
-    return Vocabulary(SPECIALS + list(entries[len(SPECIALS):]), [], list(scores))
+    if kind == "unigram":
+        entries, scores = map(list, zip(*model["vocab"], strict=True))
+        return Vocabulary(SPECIALS + entries[len(SPECIALS):], [], scores)
+    entries = sorted(model["vocab"], key=model["vocab"].__getitem__)
+    return Vocabulary(SPECIALS + entries[len(SPECIALS):], [tuple(merge) for merge in model["merges"]], [])
 
 
 def _most_frequent(pieces: Iterator[str], most: int) -> list[str]:
@@ -257,15 +269,20 @@ def _parse(content: dict[str, Any]) -> tuple[str, Vocabulary]:
     kind, entries = content["kind"], content["entries"]
     if kind not in _SHAPES or entries[:len(SPECIALS)] != SPECIALS:
         raise ValueError(f"kind {kind!r} with first entries {entries[:len(SPECIALS)]}")
+    if kind == "byte" and set(entries[len(SPECIALS):]) != set(_BYTES):
+        raise ValueError("its entries are not the 256 bytes")
     return kind, Vocabulary(entries, [(left, right) for left, right in content["merges"]], content["scores"])
 
 
-def _encodable(lines: Sequence[str]) -> Sequence[str]:
-    """The lines; raises DataError when one holds half of a surrogate pair, which is no text in any encoding."""
-    for number, line in enumerate(lines, 1):
-        if not line.isascii() and any("\ud800" <= character <= "\udfff" for character in line):
-            raise DataError(f"line {number} of the given text holds half of a surrogate pair, which is not a "
-                            "character. Read the text as UTF-8, with errors refused or replaced")
+def _encodable(lines: Iterable[str]) -> list[str]:
+    """The lines; raises DataError when one holds half of a surrogate pair, which the library cannot read."""
+    lines = list(lines)
+    try:
+        for line in lines:
+            line.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f"{error.object[:40]!r}: character {error.start + 1} is half of a surrogate pair, which is not "
+                        "text. Read the text as UTF-8, with errors refused or replaced") from None
     return lines
 
 
@@ -279,7 +296,7 @@ def _span(text: str, start: int, end: int, piece: str) -> tuple[int, int]:
 def _shown(kind: str, entry: str) -> str:
     """What people are shown for an entry of the vocabulary."""
     if kind == "byte":
-        byte = next(byte for byte, character in _BYTES.items() if character == entry)
+        byte = _BYTES[entry]
         entry = chr(byte) if 32 <= byte <= 126 else f"<0x{byte:02X}>"
-    shown = entry.replace(" ", _WORD_START)
-    return shown if shown.isprintable() else shown.encode("unicode_escape").decode()
+    shown = (character if character.isprintable() else ascii(character)[1:-1] for character in entry)
+    return "".join(shown).replace(" ", _WORD_START)

@@ -55,11 +55,13 @@ def train(
     run = Run.create(out, config, fresh=fresh, force=force)
     if config.train.threads:
         torch.set_num_threads(config.train.threads)
-    with Reporter(config.train, quiet) as reporter, signals() as stop:
+    with Reporter(config.train, quiet) as reporter:
         prepared = prepare(config, run.folder, reporter.say)
         trainer = Trainer(run, prepared, reporter)
         trainer.resume()
-        trainer.fit(stop)
+        run.write_config()
+        with signals() as stop:
+            trainer.fit(stop)
         trainer.finish()
     return run
 

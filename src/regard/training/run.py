@@ -61,7 +61,7 @@ class Run:
         run = cls(Path(path), config)
         if run.folder.exists() and not run.folder.is_dir():
             raise RunError(f"{run.folder}: is a file; a run needs a folder. Choose another --out")
-        if run.folder.is_dir() and any(run.folder.iterdir()) and not (run.folder / "config.toml").is_file():
+        if run.folder.is_dir() and any(run.folder.iterdir()) and not run.config_file.is_file():
             raise RunError(f"{run.folder}: holds other files and is no run; nothing was written. Choose another --out")
         if fresh and run.checkpoints():
             if not force:
@@ -72,8 +72,19 @@ class Run:
             run.metrics_file.unlink(missing_ok=True)
         with disk_errors(run.folder):
             (run.folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-            write_config(config, run.folder / "config.toml")
+        if not run.config_file.is_file():
+            run.write_config()
         return run
+
+    def write_config(self) -> None:
+        """Write config.toml; done again once a training has found that it can go on with a changed config."""
+        with disk_errors(self.config_file):
+            write_config(self.config, self.config_file)
+
+    @property
+    def config_file(self) -> Path:
+        """Every setting, resolved; enough to train again."""
+        return self.folder / "config.toml"
 
     @property
     def metrics_file(self) -> Path:

@@ -1,0 +1,379 @@
+"""The prepared corpus: what is on disk, when it is made again, and what happens to it when things go wrong."""
+
+import contextlib
+import errno
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from regard.config import parse_config
+from regard.data import shards
+from regard.data.shards import Corpus, prepare
+from regard.errors import CheckpointError, ConfigError, DataError, RunError
+from regard.text.tokenizer import Tokenizer
+
+SOURCES = ["a dog runs", "", "a cat sat on the mat", "two men", "birds"]
+TARGETS = ["ein Hund läuft", "leer", "eine Katze saß auf der Matte", "zwei Männer", "Vögel"]
+
+
+@pytest.fixture
+def place(tmp_path):
+    """A folder with text in text/, and a run to be."""
+    (tmp_path / "text").mkdir()
+    write(tmp_path, SOURCES, TARGETS)
+    return tmp_path
+
+
+def write(place, sources, targets):
+    (place / "text" / "train.en").write_text("".join(line + "\n" for line in sources))
+    (place / "text" / "train.de").write_text("".join(line + "\n" for line in targets))
+
+
+def config(place, train=None, tokenizer=None, **data):
+    return parse_config({
+        "data": {"root": str(place / "text"), "train": train or [{"source": "train.en", "target": "train.de"}],
+                 "valid": {"source": "val.en", "target": "val.de"}, **data},
+        "tokenizer": {"kind": "char", "size": 100} | (tokenizer or {}),
+        "model": {"kind": "transformer"},
+    }, "test", Path())
+
+
+def started(place):
+    """Make it look as if the run had trained."""
+    (place / "run" / "checkpoints" / "step-00000010").mkdir(parents=True)
+
+
+def files(folder):
+    """Every file's bytes and time, to see whether any was touched."""
+    return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.rglob("*") if path.is_file()}
+
+
+def test_ids_on_disk_are_the_text(place):
+    tokenizers, train = prepare(config(place), place / "run")
+    kept = [0, 2, 3, 4]
+    assert len(train) == 4
+    assert tokenizers.source.decode([train.source(i) for i in range(4)]) == [SOURCES[i] for i in kept]
+    assert tokenizers.target.decode([train.target(i) for i in range(4)]) == [TARGETS[i] for i in kept]
+    assert train.source_lengths.tolist() == [len(SOURCES[i]) for i in kept]
+    assert train.target_lengths.tolist() == [len(TARGETS[i]) for i in kept]
+    assert train.tokens == (train.source_lengths.sum(), train.target_lengths.sum())
+    assert train.source(1).dtype == np.int64
+    assert train.source(-1).tolist() == train.source(3).tolist()
+    with pytest.raises(IndexError):
+        train.source(4)
+
+
+def test_nothing_is_read_into_memory(place):
+    _, train = prepare(config(place), place / "run")
+    for array in (train._source_ids, train._source_offsets, train._target_ids, train._target_offsets):
+        assert isinstance(array.base, np.memmap) and not array.flags.writeable
+
+
+@pytest.mark.parametrize(("size", "dtype"), [(2**16, np.uint16), (2**16 + 1, np.uint32)])
+def test_ids_take_as_few_bytes_as_they_can(tmp_path, size, dtype):
+    side = shards._Side(size)
+    side.add([[size - 1, 7], []])
+    side.save(tmp_path, "source")
+    ids = np.load(tmp_path / "source.ids.npy", allow_pickle=False)
+    assert ids.dtype == dtype and ids.tolist() == [size - 1, 7]
+    assert np.load(tmp_path / "source.offsets.npy").tolist() == [0, 2, 2]
+
+
+def test_manifest_says_what_is_there(place):
+    said = []
+    prepare(config(place, max_tokens=25), place / "run", said.append)
+    manifest = json.loads((place / "run" / "data" / "manifest.json").read_text())
+    assert manifest["pairs"] == 3
+    assert manifest["source_tokens"] == sum(len(SOURCES[i]) for i in (0, 3, 4))
+    assert manifest["left_out"] == {
+        "counts": {"an empty side": 1, "a side longer than 25 tokens": 1},
+        "places": {"an empty side": ["train.en:2"], "a side longer than 25 tokens": ["train.en:3"]},
+    }
+    data = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in (place / "run" / "data").iterdir()}
+    assert manifest["files"] == {name: digest for name, digest in data.items() if name != "manifest.json"}
+    assert said == [
+        "train.en + train.de: 4 pairs; 1 left out: an empty side (train.en:2)",
+        "tokenizer: char 31, shared, from 8 lines",
+        "1 left out: an empty side (train.en:2); 1 left out: a side longer than 25 tokens (train.en:3)",
+        f"data: 3 pairs, 22 source and 30 target tokens, in {place / 'run' / 'data'}",
+    ]
+
+
+def test_a_vocabulary_smaller_than_asked_is_said(place):
+    said = []
+    prepare(config(place, tokenizer={"kind": "bpe", "size": 5000, "shared": False}), place / "run", said.append)
+    source = Tokenizer.load(place / "run" / "tokenizer" / "source.json")
+    assert f"tokenizer: bpe {source.size}, source, from 4 lines; they yield no more, 5,000 were asked for" in said
+
+
+def test_several_corpora_follow_one_another(place, monkeypatch):
+    monkeypatch.setattr(shards, "CHUNK", 2)
+    (place / "text" / "more.tsv").write_text("\tx\na fish\tein Fisch\na very long line\tx\n")
+    both = [{"source": "train.en", "target": "train.de"}, {"pairs": "more.tsv"}]
+    tokenizers, train = prepare(config(place, train=both, max_tokens=15), place / "run")
+    kept = tokenizers.source.decode([train.source(i) for i in range(len(train))])
+    assert kept == ["a dog runs", "two men", "birds", "a fish"]
+    assert train.manifest["left_out"]["places"] == {
+        "an empty side": ["train.en:2", "more.tsv:1"], "a side longer than 15 tokens": ["train.en:3", "more.tsv:3"]}
+
+
+def test_up_to_date_is_left_alone(place):
+    prepare(config(place), place / "run")
+    before = files(place / "run")
+    said = []
+    prepare(config(place), place / "run", said.append)
+    assert files(place / "run") == before
+    assert len(said) == 1 and said[0].startswith("data: 4 pairs")
+
+
+@pytest.mark.parametrize("change", [{"tokenizer": {"size": 12}}, {"tokenizer": {"kind": "space"}}, {"max_tokens": 9},
+                                    {"train": [{"source": "train.de", "target": "train.en"}]}])
+def test_changed_settings_make_it_anew(place, change):
+    prepare(config(place), place / "run")
+    old = json.loads((place / "run" / "data" / "manifest.json").read_text())
+    prepared = prepare(config(place, **change), place / "run")
+    assert prepared.train.manifest["fingerprint"] != old["fingerprint"]
+    assert prepared.train.manifest["files"] != old["files"]
+    assert (place / "run" / "tokenizer" / "shared.json").read_bytes() == \
+        (place / "run" / "data" / "shared.json").read_bytes()
+    assert sorted(path.name for path in (place / "run").iterdir()) == ["data", "tokenizer"]
+
+
+def test_changed_text_makes_it_anew_and_moved_text_does_not(place):
+    prepare(config(place), place / "run")
+    shutil.copytree(place / "text", place / "elsewhere" / "text")
+    before = files(place / "run")
+    prepare(config(place / "elsewhere"), place / "run")
+    assert files(place / "run") == before
+    write(place, [*SOURCES, "new"], [*TARGETS, "neu"])
+    assert len(prepare(config(place), place / "run").train) == 5
+
+
+def test_settings_beside_the_point_change_nothing(place):
+    prepare(config(place), place / "run")
+    before = files(place / "run")
+    prepare(config(place, valid={"pairs": "other.tsv"}), place / "run")
+    assert files(place / "run") == before
+
+
+@pytest.mark.parametrize("change", [{"tokenizer": {"size": 12}}, {"max_tokens": 9}])
+def test_a_run_that_has_begun_refuses_other_settings(place, change):
+    prepare(config(place), place / "run")
+    started(place)
+    before = files(place / "run")
+    with pytest.raises(RunError, match=r"run: the training data or the tokenizer settings have changed since this run "
+                                       r"began\. Put them back .* --fresh or another --out"):
+        prepare(config(place, **change), place / "run")
+    assert files(place / "run") == before
+
+
+def test_a_run_that_has_begun_refuses_other_text(place):
+    prepare(config(place), place / "run")
+    started(place)
+    write(place, [*SOURCES, "new"], [*TARGETS, "neu"])
+    with pytest.raises(RunError, match="have changed since this run began"):
+        prepare(config(place), place / "run")
+
+
+def test_a_run_that_has_begun_gets_its_deleted_data_back(place, monkeypatch):
+    first = prepare(config(place, tokenizer={"kind": "bpe"}), place / "run").train.manifest
+    started(place)
+    shutil.rmtree(place / "run" / "data")
+    monkeypatch.setattr(Tokenizer, "train", None)
+    assert prepare(config(place, tokenizer={"kind": "bpe"}), place / "run").train.manifest == first
+
+
+def test_a_run_that_has_begun_needs_its_tokenizer(place):
+    prepare(config(place), place / "run")
+    started(place)
+    shared = place / "run" / "tokenizer" / "shared.json"
+    content = shared.read_text()
+    shared.write_text(content.replace('"a"', '"A"'))
+    with pytest.raises(RunError, match=r"run/tokenizer: not the tokenizer that the prepared corpus was made with"):
+        prepare(config(place), place / "run")
+    shared.write_text(content[:50])
+    with pytest.raises(CheckpointError, match=r"tokenizer/shared.json: not a tokenizer"):
+        prepare(config(place), place / "run")
+    shutil.rmtree(place / "run" / "tokenizer")
+    with pytest.raises(RunError, match=r"run/tokenizer: missing, and the run has begun with it"):
+        prepare(config(place), place / "run")
+
+
+def test_an_altered_tokenizer_of_a_run_not_begun_is_mended(place):
+    prepare(config(place), place / "run")
+    shared = place / "run" / "tokenizer" / "shared.json"
+    content = shared.read_bytes()
+    shared.write_text("{}")
+    prepare(config(place), place / "run")
+    assert shared.read_bytes() == content
+
+
+def test_two_runs_share_one_prepared_corpus(place):
+    first = prepare(config(place, prepared="../prepared"), place / "run")
+    before = files(place / "prepared")
+    second = prepare(config(place, prepared="../prepared"), place / "other")
+    assert files(place / "prepared") == before
+    assert not (place / "run" / "data").exists()
+    assert first.train.manifest == second.train.manifest
+    assert (place / "other" / "tokenizer" / "shared.json").exists()
+
+
+def test_a_linked_data_folder_is_followed(place):
+    (place / "disk").mkdir()
+    (place / "run").mkdir()
+    (place / "run" / "data").symlink_to(place / "disk")
+    prepare(config(place), place / "run")
+    assert (place / "run" / "data").is_symlink()
+    assert (place / "disk" / "manifest.json").exists()
+
+
+@pytest.mark.parametrize("name", ["source.ids.npy", "source.offsets.npy", "target.ids.npy", "target.offsets.npy",
+                                  "shared.json"])
+@pytest.mark.parametrize("damage", ["cut", "flip", "remove"])
+def test_damaged_shards_are_named(place, name, damage):
+    prepare(config(place), place / "run")
+    path = place / "run" / "data" / name
+    content = bytearray(path.read_bytes())
+    if damage == "remove":
+        path.unlink()
+    else:
+        content[-1] ^= 1
+        path.write_bytes(content[:-9] if damage == "cut" else content)
+    with pytest.raises(DataError, match=rf"{path}: .*It is not as it was written\. Delete the folder {path.parent}"):
+        prepare(config(place), place / "run")
+    shutil.rmtree(path.parent)
+    assert len(prepare(config(place), place / "run").train) == 4
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", "null", "5", '{"fingerprint": "x"}',
+                                     '{"fingerprint": "x", "files": []}',
+                                     '{"fingerprint": "x", "files": {"../../text/train.en": "0"}}'])
+def test_damaged_manifest_is_named(place, content):
+    prepare(config(place), place / "run")
+    (place / "run" / "data" / "manifest.json").write_text(content)
+    with pytest.raises(DataError, match=r"data/manifest.json: not a manifest of ours"):
+        prepare(config(place), place / "run")
+    assert (place / "text" / "train.en").exists()
+
+
+def test_a_manifest_without_the_arrays_is_refused(place):
+    prepare(config(place), place / "run")
+    manifest = place / "run" / "data" / "manifest.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"files": {}}))
+    (place / "run" / "data" / "source.ids.npy").write_bytes(b"no array")
+    with pytest.raises(DataError, match=r"data/source.ids.npy: .*not as it was written"):
+        Corpus(place / "run" / "data")
+
+
+def test_a_pickled_array_is_refused(place):
+    prepare(config(place), place / "run")
+    manifest = place / "run" / "data" / "manifest.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"files": {}}))
+    np.save(place / "run" / "data" / "source.ids.npy", np.array([print], dtype=object), allow_pickle=True)
+    with pytest.raises(DataError, match=r"data/source.ids.npy: "):
+        Corpus(place / "run" / "data")
+
+
+def test_no_corpus(tmp_path):
+    with pytest.raises(DataError, match=rf"{tmp_path}: no prepared corpus here\. `regard prepare` or"):
+        Corpus(tmp_path)
+
+
+def test_no_pair_left(place):
+    with pytest.raises(DataError, match=r"no pair to train on: 1 left out: an empty side \(train.en:2\); 4 left out: a "
+                                        r"side longer than 2 tokens .*Raise data.max_tokens\. Nothing was written"):
+        prepare(config(place, max_tokens=2), place / "run")
+    write(place, ["", "a"], ["b", ""])
+    with pytest.raises(DataError, match=r"no pair to train on: train.en \+ train.de: 0 pairs; 2 left out"):
+        prepare(config(place), place / "run")
+    assert not (place / "run").exists()
+
+
+def test_text_that_is_missing_or_does_not_match(place):
+    prepare(config(place), place / "run")
+    write(place, SOURCES, TARGETS[:-1])
+    with pytest.raises(DataError, match=r"train.de has 4 lines and .*train.en has 5"):
+        prepare(config(place), place / "run")
+    (place / "text" / "train.de").unlink()
+    with pytest.raises(DataError, match=r"text/train.de: cannot read it: No such file .*--set data.root=FOLDER"):
+        prepare(config(place), place / "run")
+    assert len(Corpus(place / "run" / "data")) == 4
+
+
+def test_size_too_small_for_unigram_writes_nothing(place):
+    with pytest.raises(ConfigError, match="size = 8 is too small for unigram"):
+        prepare(config(place, tokenizer={"kind": "unigram", "size": 8}), place / "run")
+    assert not (place / "run").exists()
+
+
+def test_a_folder_of_other_files_is_never_touched(place):
+    (place / "mine").mkdir()
+    (place / "mine" / "thesis.txt").write_text("years of work")
+    for _ in range(2):
+        with pytest.raises(RunError, match=r"mine: holds files that Regard did not write \(thesis.txt\)\. Expected"):
+            prepare(config(place, prepared="../mine"), place / "run")
+    prepare(config(place), place / "run")
+    (place / "run" / "data" / "notes.txt").write_text("mine too")
+    with pytest.raises(RunError, match=r"run/data: holds files that Regard did not write \(notes.txt\)"):
+        prepare(config(place, max_tokens=9), place / "run")
+    assert [path.name for path in (place / "mine").iterdir()] == ["thesis.txt"]
+    assert len(Corpus(place / "run" / "data")) == 4
+
+
+CALLS = ["mkdir", "save", "write_text", "_sync", "replace", "unlink"]
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), OSError("12 wanted, 0 written")])
+def test_a_disk_that_fails_leaves_the_old_or_nothing(place, monkeypatch, call, error):
+    prepare(config(place), place / "run")
+
+    def fail(*_, **__):
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr({"save": np, "_sync": shards}.get(call, Path), call, fail)
+        with pytest.raises(RunError, match=rf"run/data: cannot write it: .*{error.args[-1]}\. Make room.*--out"):
+            prepare(config(place, max_tokens=9), place / "run")
+    assert sorted(path.name for path in (place / "run").iterdir())[-2:] == ["data", "tokenizer"]
+    if call in ("mkdir", "save", "write_text", "_sync", "unlink"):
+        assert len(Corpus(place / "run" / "data")) == 4
+    assert len(prepare(config(place, max_tokens=9), place / "run").train) == 1
+    assert sorted(path.name for path in (place / "run").iterdir()) == ["data", "tokenizer"]
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing of ours catches it."""
+
+
+def test_a_kill_at_any_call_is_healed_by_the_next_start(place, monkeypatch):
+    """Killed at its nth write, fsync, rename or unlink, for every n, a rebuild is done in full by the next start."""
+    calls = 0
+
+    def deadly(function):
+        def call(*arguments, **options):
+            nonlocal calls
+            calls += 1
+            if calls > moment:
+                raise Killed
+            return function(*arguments, **options)
+        return call
+
+    for moment in range(100):
+        calls = 0
+        prepare(config(place), place / "run")
+        with monkeypatch.context() as patch:
+            for owner, name in ((np, "save"), (shards, "_sync"), (Path, "replace"), (Path, "unlink"),
+                                (Path, "write_text")):
+                patch.setattr(owner, name, deadly(getattr(owner, name)))
+            with contextlib.suppress(Killed):
+                prepare(config(place, max_tokens=9), place / "run")
+        assert len(prepare(config(place, max_tokens=9), place / "run").train) == 1
+        assert sorted(path.name for path in (place / "run").iterdir()) == ["data", "tokenizer"]
+        if calls <= moment:
+            break
+    assert calls > 20
