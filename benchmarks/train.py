@@ -2,8 +2,8 @@
 
     python benchmarks/train.py --data FOLDER [--json]
 
-FOLDER holds train.en and train.de (docs/data.md says how to get them). Both models are the Transformer-tiny of Wu et al.
-(2021): 4 + 4 layers, 128 wide, 256 feed-forward, 4 heads, dropout 0.3, tied embeddings, label smoothing 0.1. The two
+FOLDER holds train.en and train.de (docs/data.md says how to get them). Both models are the Transformer-tiny of Wu et
+al. (2021): 4 + 4 layers, 128 wide, 256 feed-forward, 4 heads, dropout 0.3, tied embeddings, label smoothing 0.1. The two
 take turns, a block of updates each, so that a machine that slows down slows both. What counts are non-padding target
 tokens per second, and their ratio.
 """
@@ -135,8 +135,8 @@ def main() -> None:
     if arguments.json:
         print(json.dumps(result))
     else:
-        print(f"regard {result['regard_tokens_per_second']:,.0f}, plain {result['plain_tokens_per_second']:,.0f} tokens/s; "
-              f"ratio {result['ratio']:.2f} ({result['ratio_min']:.2f} to {result['ratio_max']:.2f})")
+        print(f"regard {result['regard_tokens_per_second']:,.0f}, plain {result['plain_tokens_per_second']:,.0f} "
+              f"tokens/s; ratio {result['ratio']:.2f} ({result['ratio_min']:.2f} to {result['ratio_max']:.2f})")
 
 
 if __name__ == "__main__":

@@ -88,15 +88,14 @@ def test_the_warning_is_one_line_that_names_the_characters_and_the_extra(
 ) -> None:
     fonts.report("狗跑")
     assert [record.getMessage() for record in caplog.records] == [
-        "The picture shows □ in place of 狗 跑: no installed font has these characters. For Chinese, Japanese and Korean: "
+        "The picture shows □ in place of 狗 跑: no installed font has them. For Chinese, Japanese and Korean: "
         "pip install 'regard[fonts]'"]
     assert caplog.records[0].levelno == logging.WARNING
 
 
 def test_the_warning_does_not_offer_the_extra_to_who_has_it(caplog: pytest.LogCaptureFixture) -> None:
     fonts.report("🙂")
-    assert caplog.messages == ["The picture shows □ in place of 🙂: no installed font has these characters. Install a "
-                               "font that does."]
+    assert caplog.messages == ["The picture shows □ in place of 🙂: no installed font has them. Install a font that does."]
 
 
 def test_the_warning_is_short_for_many_characters(caplog: pytest.LogCaptureFixture, no_extra: None) -> None:

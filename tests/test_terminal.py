@@ -132,6 +132,8 @@ def test_the_blocks_beside_each_other_are_the_matrix() -> None:
         rows = [line for line in lines if line.startswith(f"{token} ")]
         shades = "".join(line[12 : 12 + 2 * size : 2].ljust(size, "·")
                          for line, size in zip(rows, block_sizes(lines), strict=True))
+        strongest = f"token{int(cross[0, 0, row].argmax())} {float(cross.amax(-1)[0, 0, row]):.2f}"
+        assert sum(line.endswith(f"  {strongest}") for line in rows) == sum("token" in line for line in rows) == 1
         assert shades == "".join("·░▒▓█"[sum(weight >= bound for bound in LEVELS)] for weight in cross[0, 0, row])
 
 

@@ -174,8 +174,8 @@ class TrainConfig(Section):
     log_every: int = Field(50, ge=1, description="updates between lines of metrics.jsonl")
     tensorboard: bool = Field(False, description="write tensorboard/ too (extra: tensorboard)")
     threads: int = Field(0, ge=0, description="processor threads; 0 = as torch finds best")
-    precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="of matrix products in training; sums "
-                                                              "and weights are float32. auto = bfloat16 where it is fast")
+    precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="of matrix products in training; "
+                                                              "the rest stays float32. auto = bfloat16 where fast")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto = a GPU where there is one")
     seed: int = Field(1, ge=0, description="of weights, order and dropout")
 

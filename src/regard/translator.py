@@ -24,8 +24,8 @@ from regard.text.tokenizer import EOS, SPECIALS, Tokenizers
 from regard.training import checkpoint as checkpoints
 from regard.training.run import Run
 
-WINDOW = 2048
-"""Lines that `stream` reads ahead, to sort them by length."""
+WINDOWS = (64, 4096)
+"""Lines that `stream` reads ahead, to sort them by length: few at first, so that output begins soon, then ever more."""
 
 
 @dataclass(frozen=True)
@@ -131,9 +131,10 @@ class Translator:
             batch_tokens=settings.batch_tokens if batch_tokens is None else batch_tokens,
             batch_sentences=batch_sentences,
         )
-        remaining = iter(lines)
-        while window := list(islice(remaining, WINDOW)):
+        remaining, size = iter(lines), WINDOWS[0]
+        while window := list(islice(remaining, size)):
             yield from self._window(window, options)
+            size = min(2 * size, WINDOWS[1])
 
     def score(self, sources: Sequence[str], targets: Sequence[str]) -> list[float]:
         """The log-probability of each given target, its end symbol included, in nats.

@@ -50,7 +50,7 @@ class Hypothesis(NamedTuple):
 
 @dataclass(frozen=True)
 class Limits:
-    """How long an output may become: `most` tokens, and no more than 2 × source + 10; </s> comes on top."""
+    """How long an output may become: `most` tokens, and no more than 2 × source + 10, </s> included in all three."""
 
     most: int = 256
 
@@ -197,22 +197,23 @@ class _Beam:
     def _go_on(self, state: State, rows: Tensor) -> None:
         """Drop the sentences that are done, and reorder the state to the children of the others."""
         length = self.tokens.shape[1] - 1
-        totals = self.totals.tolist()
+        open_places = []
         for place, sentence in enumerate(self.sentences):
-            if length >= self.longest[sentence] and len(self.ended[sentence]) < self.beam:
-                for rank, total in enumerate(totals[place]):
-                    if total > -torch.inf:
-                        self._keep(place, self.tokens[place * self.beam + rank, 1:].tolist(), total)
-        open_places = [place for place, sentence in enumerate(self.sentences)
-                       if length < self.longest[sentence] and not self._done(sentence, totals[place][0])]
+            if length >= self.longest[sentence]:
+                self._keep_open(place)
+            elif len(self.ended[sentence]) < self.beam and self.totals[place, 0] > -torch.inf:
+                open_places.append(place)
         self.sentences = [self.sentences[place] for place in open_places]
-        if not open_places:
-            return
-        kept = torch.tensor(open_places, device=self.device)
-        self.totals = self.totals[kept]
-        self.tokens = self.tokens.view(-1, self.beam, length + 1)[kept].flatten(0, 1)
-        self.state = state.select(rows[kept].flatten())
+        if open_places:
+            kept = torch.tensor(open_places, device=self.device)
+            self.totals = self.totals[kept]
+            self.tokens = self.tokens.view(-1, self.beam, length + 1)[kept].flatten(0, 1)
+            self.state = state.select(rows[kept].flatten())
 
-    def _done(self, sentence: int, total: float) -> bool:
-        """Whether K hypotheses have ended, or none is open any more; `total` is the likeliest open one's."""
-        return len(self.ended[sentence]) >= self.beam or total == -torch.inf
+    def _keep_open(self, place: int) -> None:
+        """At the longest length, count the open hypotheses as they are, unless enough have ended by themselves."""
+        if len(self.ended[self.sentences[place]]) >= self.beam:
+            return
+        for rank, total in enumerate(self.totals[place].tolist()):
+            if total > -torch.inf:
+                self._keep(place, self.tokens[place * self.beam + rank, 1:].tolist(), total)

@@ -71,7 +71,7 @@ def report(missing: str) -> None:
     shown = " ".join(missing[:20]) + (f" and {len(missing) - 20} more" if len(missing) > 20 else "")
     remedy = ("Install a font that does." if _add_extra()
               else "For Chinese, Japanese and Korean: pip install 'regard[fonts]'")
-    logger.warning("The picture shows %s in place of %s: no installed font has these characters. %s", BOX, shown, remedy)
+    logger.warning("The picture shows %s in place of %s: no installed font has them. %s", BOX, shown, remedy)
 
 
 def _candidates(text: str) -> list[str]:

@@ -141,7 +141,8 @@ def _grid(trace: Trace, layer: int | None, head: int | None, S: int, T: int) -> 
         down = math.ceil(len(panels) / across)
         if across * S * _SMALLEST_CELL <= _WIDEST and down * T * _SMALLEST_CELL <= _TALLEST:
             break
-        note = f"{len(layers) * len(heads)} panels of this size could not be read: choose a layer or a head to see it."
+        note = (f"{len(layers) * len(heads)} panels of this size could not be read, so these are means. "
+                "Choose a layer and a head to see one alone.")
     return _Grid(panels, across, _cell(across * S, down * T), note)
 
 

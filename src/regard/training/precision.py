@@ -9,7 +9,7 @@ from regard.config import TrainConfig
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:
-    """Whether this machine multiplies bfloat16 faster than float32: an AVX-512 or AMX processor with bfloat16 in hardware, or a GPU."""
+    """Whether this machine multiplies bfloat16 in hardware: a processor with AVX-512 BF16 or AMX, or a GPU."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
