@@ -95,7 +95,8 @@ def test_the_warning_is_one_line_that_names_the_characters_and_the_extra(
 
 def test_the_warning_does_not_offer_the_extra_to_who_has_it(caplog: pytest.LogCaptureFixture) -> None:
     fonts.report("🙂")
-    assert caplog.messages == ["The picture shows □ in place of 🙂: no installed font has them. Install a font that does."]
+    assert caplog.messages == [
+        "The picture shows □ in place of 🙂: no installed font has them. Install a font that does."]
 
 
 def test_the_warning_is_short_for_many_characters(caplog: pytest.LogCaptureFixture, no_extra: None) -> None:

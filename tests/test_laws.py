@@ -12,9 +12,9 @@ from typing import Literal, get_args, get_origin
 
 import pytest
 import torch
-from conftest import FAMILIES, MODELS, TARGET_SIZE, make_batch, make_config, make_model, model_config
 from torch.func import functional_call
 
+from conftest import FAMILIES, MODELS, TARGET_SIZE, make_batch, make_config, make_model, model_config
 from regard.config import RNNConfig, TransformerConfig, write_config
 from regard.data.batches import Batch, pad
 from regard.decode.search import Limits, beam_search, forced, greedy, ranked

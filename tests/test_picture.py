@@ -155,7 +155,8 @@ def test_a_fixed_vector_gets_bars_and_the_reason() -> None:
     trace = make(ENGLISH, ["x", "y", "</s>"], cross=None, model="rnn", log_probabilities=[math.log(0.5), -9.0, 0.0])
     figure = _figure(trace, None, None)
     axes = figure.axes[0]
-    assert [bar.get_extents().width / axes.bbox.width for bar in axes.patches] == pytest.approx([0.5, math.exp(-9), 1.0])
+    widths = [bar.get_extents().width / axes.bbox.width for bar in axes.patches]
+    assert widths == pytest.approx([0.5, math.exp(-9), 1.0])
     assert [label.get_text() for label in axes.get_yticklabels()] == ["x", "y", "</s>"]
     assert "This model read the whole source into one vector" in " ".join(texts(figure))
     assert "rnn: no attention" in texts(figure)

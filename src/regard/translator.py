@@ -188,7 +188,7 @@ class Translator:
             source=[*tokens.texts, SPECIALS[EOS]],
             target=self.tokenizers.target.texts(ids),
             source_text=source,
-            target_text=self.tokenizers.target.decode([ids])[0],
+            target_text=self.tokenizers.target.decode([ids])[0] if target is None else target,
             cross=_stack(taps, "cross", len(ids)),
             encoder=_stack(taps, "encoder", len(tokens.ids) + 1),
             decoder=_stack(taps, "decoder", len(ids), len(ids)),

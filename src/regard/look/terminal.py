@@ -24,6 +24,7 @@ LEVELS = (0.05, 0.15, 0.35, 0.6)  # a mean of heads is rarely near 1, so the ste
 _STYLES = ("dim", "#5f9fd7", "#5f9fd7", "#5f9fd7", "#5f9fd7")
 _GAP = 2
 _NARROWEST = 24
+_TAIL = 12  # of the source token that is repeated at the end of a row, in cells, where the screen is full
 _FLAT = 3  # the longest label, in cells, that stands above its column instead of hanging beside a line
 
 
@@ -147,7 +148,8 @@ class _Page:
         widths = [cell_len(token) for token in self.source]
         flat = max(widths[:-1], default=0) <= _FLAT
         cell = max(1, *widths[:-1], 1) + 1 if flat else 2
-        blocks = _blocks(widths, cell, self.space)
+        reserve = min(_GAP + min(max(widths), _TAIL) + len(" 0.00"), self.space // 2)
+        blocks = _blocks(widths, cell, self.space, reserve)
         strongest = [row.index(max(row)) for row in matrix]
         for block in blocks:
             if len(blocks) > 1:
@@ -167,10 +169,11 @@ class _Page:
         return set_cell_size(shade * filled, cell), _STYLES[level]
 
     def tail(self, weights: list[float], strongest: int, block: range, cell: int) -> list[str | tuple[str, str]]:
-        """The source token with the largest weight of a row, in the block that holds it, where there is room."""
-        room = self.space - len(block) * cell - _GAP
-        text = f"{self.source[strongest]} {weights[strongest]:.2f}"
-        return [" " * _GAP, (text, "dim")] if strongest in block and cell_len(text) <= room else []
+        """The source token with the largest weight of a row, in the block that holds it."""
+        room = self.space - len(block) * cell - _GAP - len(" 0.00")
+        if strongest not in block or room < 1:
+            return []
+        return [" " * _GAP, (f"{self.crop(self.source[strongest], room)} {weights[strongest]:.2f}", "dim")]
 
     def flat_labels(self, block: range, cell: int) -> Iterator[Text]:
         """Short source tokens, each above its column."""
@@ -192,16 +195,18 @@ class _Page:
                     "Left: probability of each output token. Right: source token of largest weight.", style="dim")
 
 
-def _blocks(widths: list[int], cell: int, space: int) -> list[range]:
+def _blocks(widths: list[int], cell: int, space: int, reserve: int) -> list[range]:
     """Cut the columns into blocks of about equal size in which every label ends before the right margin.
 
     Args:
         widths: of each label, in cells.
         cell: columns of text for each source token.
         space: columns of text for a block.
+        reserve: how many of them stay free at its right.
     """
-    count = len(_cut(widths, cell, space, len(widths)))
-    return _cut(widths, cell, space, math.ceil(len(widths) / count))
+    most = max(1, (space - reserve) // cell)
+    count = len(_cut(widths, cell, space, most))
+    return _cut(widths, cell, space, min(most, math.ceil(len(widths) / count)))
 
 
 def _cut(widths: list[int], cell: int, space: int, most: int) -> list[range]:

@@ -4,7 +4,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from regard.config import TrainConfig
 
@@ -25,8 +25,7 @@ class Reporter:
             TextColumn("[bold]training"),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[figures]}"),
-            TimeElapsedColumn(),
+            TextColumn(" {task.fields[figures]}"),
             console=self.console,
             disable=quiet or not self.console.is_terminal,
             transient=True,

@@ -1,0 +1,42 @@
+"""Dropout and embeddings."""
+
+import math
+
+import pytest
+import torch
+
+from regard.model.layers import Dropout, Embedding
+
+
+@pytest.mark.parametrize("probability", [0.1, 0.3, 0.5, 0.9, 0.999])
+def test_dropout_drops_its_share_and_keeps_the_mean(probability):
+    torch.manual_seed(1)
+    dropout, x = Dropout(probability), torch.ones(400, 500)
+    dropped = dropout(x)
+    share = dropout.threshold / 256
+    assert abs(share - probability) <= 1 / 256
+    deviation = math.sqrt(share * (1 - share) / x.numel())
+    assert float((dropped == 0).float().mean()) == pytest.approx(share, abs=5 * deviation)
+    assert dropped.unique().tolist() == pytest.approx([0, 1 / (1 - share)])
+
+
+def test_dropout_is_independent_between_values():
+    torch.manual_seed(1)
+    kept = (Dropout(0.5)(torch.ones(1000, 257)) > 0).float()
+    agreement = [float((kept[:, :-lag] == kept[:, lag:]).float().mean()) for lag in (1, 7, 8, 64)]
+    assert agreement == pytest.approx([0.5] * 4, abs=0.01)
+
+
+def test_dropout_follows_the_seed_and_rests_in_eval_mode():
+    dropout, x = Dropout(0.5), torch.randn(5, 7, dtype=torch.float64)
+    first, second = [(torch.manual_seed(3), dropout(x))[1] for _ in range(2)]
+    assert torch.equal(first, second) and not torch.equal(dropout(x), first) and first.dtype == x.dtype
+    assert dropout.eval()(x) is x and Dropout(0.0)(x) is x
+
+
+def test_embedding_is_scaled_by_the_root_of_its_width():
+    torch.manual_seed(1)
+    embedding = Embedding(500, 16)
+    tokens = torch.tensor([[3, 4], [3, 0]])
+    assert torch.equal(embedding(tokens), embedding.weight[tokens] * 4)
+    assert float(embedding(torch.arange(500)).std()) == pytest.approx(1, abs=0.05)
