@@ -103,6 +103,13 @@ def test_manifest_says_what_is_there(place):
     ]
 
 
+@pytest.mark.parametrize(("most", "left"), [(27, 4), (26, 3), (10, 3), (9, 2), (8, 1)])
+def test_max_tokens_is_the_longest_side_kept(place, most, left):
+    """The longer sides have 10, 27, 9 and 5 characters: a limit keeps those that reach it."""
+    write(place, ["a dog runs", "a cat sat on the mat", "two men", "birds"], ["x" * 9, "x" * 27, "x" * 9, "x"])
+    assert len(prepare(config(place, max_tokens=most), place / "run").train) == left
+
+
 def test_a_vocabulary_smaller_than_asked_is_said(place):
     said = []
     prepare(config(place, tokenizer={"kind": "bpe", "size": 5000, "shared": False}), place / "run", said.append)
@@ -111,7 +118,7 @@ def test_a_vocabulary_smaller_than_asked_is_said(place):
 
 
 def test_several_corpora_follow_one_another(place, monkeypatch):
-    monkeypatch.setattr(shards, "CHUNK", 2)
+    monkeypatch.setattr(shards, "CHUNK", 1)
     (place / "text" / "more.tsv").write_text("\tx\na fish\tein Fisch\na very long line\tx\n")
     both = [{"source": "train.en", "target": "train.de"}, {"pairs": "more.tsv"}]
     tokenizers, train = prepare(config(place, train=both, max_tokens=15), place / "run")
@@ -243,7 +250,7 @@ def test_damaged_shards_are_named(place, name, damage):
     else:
         content[-1] ^= 1
         path.write_bytes(content[:-9] if damage == "cut" else content)
-    with pytest.raises(DataError, match=rf"{path}: .*It is not as it was written\. Delete the folder {path.parent}"):
+    with pytest.raises(DataError, match=rf"{path}: .*It is not as it was written\. .* delete the folder {path.parent}"):
         prepare(config(place), place / "run")
     shutil.rmtree(path.parent)
     assert len(prepare(config(place), place / "run").train) == 4
@@ -316,6 +323,7 @@ def test_a_folder_of_other_files_is_never_touched(place):
     for _ in range(2):
         with pytest.raises(RunError, match=r"mine: holds files that Regard did not write \(thesis.txt\)\. Expected"):
             prepare(config(place, prepared="../mine"), place / "run")
+    assert sorted(path.name for path in place.iterdir()) == ["mine", "text"]
     prepare(config(place), place / "run")
     (place / "run" / "data" / "notes.txt").write_text("mine too")
     with pytest.raises(RunError, match=r"run/data: holds files that Regard did not write \(notes.txt\)"):
@@ -368,7 +376,7 @@ def test_a_kill_at_any_call_is_healed_by_the_next_start(place, monkeypatch):
         prepare(config(place), place / "run")
         with monkeypatch.context() as patch:
             for owner, name in ((np, "save"), (shards, "_sync"), (Path, "replace"), (Path, "unlink"),
-                                (Path, "write_text")):
+                                (Path, "write_text"), (shutil, "rmtree")):
                 patch.setattr(owner, name, deadly(getattr(owner, name)))
             with contextlib.suppress(Killed):
                 prepare(config(place, max_tokens=9), place / "run")

@@ -76,6 +76,18 @@ def test_unseen_text_is_unknown(kind):
     assert "Ж" not in tokenizer.decode(tokenizer.encode(["Жук dog"]))[0]
 
 
+@pytest.mark.parametrize(("kind", "texts"), [
+    ("bpe", ["▁", "<unk>"]), ("unigram", ["▁", "<unk>"]), ("char", ["<unk>"] * 3), ("space", ["<unk>"])])
+def test_an_unseen_word_is_one_unknown_except_by_characters(kind, texts):
+    assert Tokenizer.train(kind, 90, TEXT).tokens("Жук").texts == texts
+
+
+@pytest.mark.parametrize("kind", ["char", "space"])
+def test_entries_are_in_order_of_count_then_of_characters(kind):
+    assert Tokenizer.train(kind, 20, ["c b", "b a c", "d"]).vocabulary.entries[4:] == \
+        [*([" "] if kind == "char" else []), "b", "c", "a", "d"]
+
+
 def test_bytes_know_every_text():
     tokenizer = Tokenizer.train("byte", 8, [])
     assert tokenizer.size == 260

@@ -17,12 +17,13 @@ from regard.errors import ConfigError
 
 Score = Literal["dot", "scaled_dot", "general", "concat", "additive"]
 TokenizerKind = Literal["bpe", "unigram", "char", "byte", "space"]
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Section(BaseModel):
     """What all sections share: they cannot be changed once read, and they know no unknown keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
 
 
 class CorpusConfig(Section):
@@ -162,7 +163,7 @@ class TrainConfig(Section):
     schedule: Literal["inverse_sqrt", "cosine", "constant"] = Field("inverse_sqrt", description="what follows warm-up: "
                                                                     "inverse_sqrt | cosine (to 0 at steps) | constant")
     warmup: int = Field(1000, ge=0, description="updates over which the learning rate rises from 0")
-    betas: tuple[float, float] = Field((0.9, 0.98), description="AdamW's running averages")
+    betas: tuple[Beta, Beta] = Field((0.9, 0.98), description="AdamW's running averages")
     weight_decay: float = Field(0.0, ge=0, description="AdamW's weight decay, on matrices only")
     clip: float = Field(1.0, ge=0, description="highest norm of an update's gradient; 0 = no clipping")
     label_smoothing: float = Field(0.1, ge=0, lt=1, description="share of each target spread over the vocabulary")
@@ -290,22 +291,27 @@ def _override(settings: dict[str, Any], override: str) -> str:
 def _fault(where: str, fault: Any) -> str:
     """One line for one fault that pydantic found: where, what is, what was expected."""
     location = [part for part in fault["loc"] if part not in ("rnn", "transformer")]
-    names = [f"{part + 1}." if isinstance(part, int) else str(part) for part in location]
+    names = [str(part + 1) if isinstance(part, int) else part for part in location]
     kind = fault["type"]
     if kind == "extra_forbidden":
         known = _known_keys(location[:-1], fault)
         near = difflib.get_close_matches(names[-1], known, n=1)
         hint = f'Did you mean "{near[0]}"?' if near else f"Known keys: {', '.join(known)}."
-        return f'{where}, [{".".join(names[:-1])}]: unknown key "{names[-1]}". {hint}'
+        return f'{_place(where, names[:-1])}: unknown key "{names[-1]}". {hint}'
     if kind == "missing":
-        return f'{where}, [{".".join(names[:-1])}]: "{names[-1]}" is missing.'
+        return f'{_place(where, names[:-1])}: "{names[-1]}" is missing.'
     if kind in ("union_tag_invalid", "union_tag_not_found"):
         return f'{where}, [model]: kind must be "rnn" or "transformer"; this version has no other.'
     message = fault["msg"].removeprefix("Value error, ")
     if kind == "value_error":
-        return f"{where}, [{'.'.join(names)}]: {message}." if names else f"{where}: {message}."
+        return f"{_place(where, names)}: {message}."
     message = message[:1].lower() + message[1:]
-    return f"{where}, [{'.'.join(names[:-1])}]: {names[-1]} = {fault['input']!r}: {message}."
+    return f"{_place(where, names[:-1])}: {names[-1]} = {fault['input']!r}: {message}."
+
+
+def _place(where: str, names: Sequence[str]) -> str:
+    """Such as "my.toml, [data.train.1]", counted from 1; the top of the file has no brackets."""
+    return f"{where}, [{'.'.join(names)}]" if names else where
 
 
 def _known_keys(location: Sequence[str | int], fault: Any) -> list[str]:

@@ -175,7 +175,8 @@ class Translator:
         if not tokens.ids:
             raise DataError("cannot look: the source text is empty")
         if target is None:
-            options = Options(beam or self.config.decode.beam, 1, self.config.decode.length_penalty)
+            settings = self.config.decode
+            options = Options(settings.beam if beam is None else beam, 1, settings.length_penalty)
             ids = self._search([tokens.ids], options)[0][0].tokens
         else:
             ids = [*self.tokenizers.target.encode([target])[0], EOS]

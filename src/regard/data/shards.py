@@ -212,13 +212,18 @@ def _described(tokenizers: Tokenizers, config: TokenizerConfig, pairs: int) -> I
 
 def _fingerprint(data: DataConfig, tokenizer: TokenizerConfig) -> str:
     """SHA-256 of the training files' contents and of every setting that shapes the prepared corpus."""
-    try:
-        contents = [[_digest(data.root / path) for path in (corpus.source, corpus.target, corpus.pairs) if path]
-                    for corpus in data.train]
-    except OSError as error:
-        raise unreadable(Path(error.filename), error) from None
+    contents = [[_input_digest(data.root / path) for path in (corpus.source, corpus.target, corpus.pairs) if path]
+                for corpus in data.train]
     settings = {"format": FORMAT, "max_tokens": data.max_tokens, "tokenizer": tokenizer.model_dump()}
     return hashlib.sha256(json.dumps([contents, settings], sort_keys=True).encode()).hexdigest()
+
+
+def _input_digest(path: Path) -> str:
+    """SHA-256 of a file of text; raises DataError when it cannot be read."""
+    try:
+        return _digest(path)
+    except OSError as error:
+        raise unreadable(path, error) from None
 
 
 def _digest(path: Path) -> str:
@@ -232,7 +237,8 @@ def _manifest(folder: Path) -> dict[str, Any] | None:
     path = folder / MANIFEST
     try:
         manifest: dict[str, Any] = json.loads(path.read_bytes())
-        if "fingerprint" not in manifest or any(name != Path(name).name for name in manifest["files"].keys()):
+        names = [name for name, _ in manifest["files"].items()]
+        if "fingerprint" not in manifest or any(name != Path(name).name for name in names):
             raise ValueError("it has no fingerprint, or names a file elsewhere")
         return manifest
     except (FileNotFoundError, NotADirectoryError):
@@ -242,8 +248,8 @@ def _manifest(folder: Path) -> dict[str, Any] | None:
 
 
 def _damaged(path: Path, what: str) -> DataError:
-    return DataError(f"{path}: {what}. It is not as it was written. Delete the folder {path.parent} and run again: it "
-                     "is made anew from the text.")
+    return DataError(f"{path}: {what}. It is not as it was written. Put it back, or delete the folder {path.parent} "
+                     "and run again: it is made anew from the text.")
 
 
 def _verified(folder: Path) -> dict[str, Any]:
@@ -298,9 +304,10 @@ def _write_folder(folder: Path, save: Callable[[Path], None], facts: dict[str, A
         partial.replace(folder)
         _sync(folder.parent)
     except OSError as error:
-        shutil.rmtree(partial, ignore_errors=True)
         raise RunError(f"{folder}: cannot write it: {error.strerror or error}. Make room, or permission to write, or "
                        "choose another place with --out (or data.prepared).") from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _make_way(folder: Path) -> None:

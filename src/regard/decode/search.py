@@ -166,7 +166,7 @@ class _Beam:
         parents, tokens = index // size, index % size
         self._put_aside(best, parents, tokens)
         best = best.masked_fill(tokens == EOS, -torch.inf)
-        self.totals, order = best.topk(beam, dim=-1) if best.shape[1] >= beam else self._widen(best)
+        self.totals, order = best.topk(beam, dim=-1)
         rows = torch.arange(len(best), device=self.device)[:, None] * beam + parents.gather(1, order)
         self.tokens = torch.cat([self.tokens[rows.flatten()], tokens.gather(1, order).view(-1, 1)], dim=1)
         self._go_on(state, rows)
@@ -174,13 +174,6 @@ class _Beam:
     def results(self) -> list[list[Hypothesis]]:
         """The hypotheses of each sentence, best first."""
         return [sorted(ended, key=lambda one: -one.score)[: self.beam] for ended in self.ended]
-
-    def _widen(self, best: Tensor) -> tuple[Tensor, Tensor]:
-        """Fewer children than rows, as in the first step of a tiny vocabulary: fill up with rows that cannot win."""
-        order = torch.arange(self.beam, device=self.device).clamp(max=best.shape[1] - 1).expand(len(best), -1)
-        totals = best.gather(1, order).clone()
-        totals[:, best.shape[1] :] = -torch.inf
-        return totals, order
 
     def _put_aside(self, best: Tensor, parents: Tensor, tokens: Tensor) -> None:
         """Keep what ended in </s> among the K best children of each sentence."""

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from regard import __version__
 from regard.demo.findings import SHORT_TITLE, TITLE, Findings, Result, marked
 from regard.demo.pronounce import BUCKETS
-from regard.demo.screen import COLOURS, next_commands, spoken
+from regard.demo.screen import COLOURS, NOTHING, next_commands, spoken
 from regard.errors import MissingExtra, RunError
 from regard.look.trace import FIXED_VECTOR
 
@@ -87,6 +87,7 @@ def write_report(found: Findings, path: Path) -> Path:
         learning=drawings(_learning, found),
         titles=[(result.stage, marked(result.title, found.title_phones)) for result in found.results],
         looks=[(result.stage, picture(result)) for result in found.results if result.trace.cross is not None],
+        nothing=NOTHING,
         title=TITLE,
         short_title=SHORT_TITLE,
         fixed_vector=FIXED_VECTOR,

@@ -52,18 +52,22 @@ def run(out: Path, minutes: float = 6.0, task: str = "pronounce", screen: Screen
     if not minutes > 0:
         raise ConfigError(f"demo: minutes = {minutes}; expected a number above 0, such as 6")
     require_jinja()
-    dictionary = pronounce.read_dictionary(pronounce.dictionary_file())
+    dictionary_file = pronounce.dictionary_file()
     if out.exists() and not out.is_dir():
         raise RunError(f"{out}: is a file, and the demo needs a folder. Choose another --out")
     seconds = training_seconds(minutes)
     for stage in STAGES:
         check_minutes(out / f"{stage.name}.toml", out, seconds)
     screen = screen or Screen()
-    pairs = pronounce.write_data(out / "data", dictionary)
+    with screen.busy("reading the dictionary"):
+        dictionary = pronounce.read_dictionary(dictionary_file)
+        pairs = pronounce.write_data(out / "data", dictionary)
     screen.opening(pairs, seconds)
     for stage in STAGES:
         screen.stage(stage)
-        train(configure(stage, out, seconds), out / stage.name)
+        with screen.busy("measuring the speed of this machine"):
+            config = configure(stage, out, seconds)
+        train(config, out / stage.name)
     sources, references = pronounce.read_data(out / "data" / "test.tsv")
     words = unheard(dictionary)
     with screen.busy("pronouncing the test texts with all three"):

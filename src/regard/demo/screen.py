@@ -19,6 +19,9 @@ from regard.look.terminal import render
 COLOURS = {"rnn-fixed": "#d55e00", "rnn-attention": "#3391d4", "transformer": "#009e73"}
 """Of the three stages, here and in the report: told apart by every kind of colour vision, on dark and on light."""
 
+NOTHING = "(nothing)"
+"""What stands for an empty output."""
+
 _BAR = 12  # cells for 100%
 
 
@@ -41,9 +44,9 @@ class Screen:
     def heading(self, title: str, text: str = "") -> None:
         """A new part of the demo, and what it is about."""
         self.console.print()
-        self.console.rule(Text(title, style="bold"), align="left")
+        self.console.rule(Text(title, style="bold"), align="left", style="dim")
         if text:
-            self.console.print(text, markup=False)
+            self.console.print(f"{text}\n", markup=False)
 
     def opening(self, pairs: Mapping[Split, int], seconds: float) -> None:
         """What is going to happen."""
@@ -113,7 +116,7 @@ class Screen:
                      "sound.")
         table = _table("", *(_name(result.stage) for result in found.results), justify="left")
         for row, word in enumerate(found.words):
-            table.add_row(word, *(result.words[row] for result in found.results))
+            table.add_row(word, *(result.words[row] or NOTHING for result in found.results))
         self.console.print(table)
 
     def looks(self, found: Findings) -> None:
@@ -123,7 +126,6 @@ class Screen:
             f'"{SHORT_TITLE}": a line for each phone, and in it a cell for each letter, the darker the more of the '
             "phone's attention lay there. Nobody told the model which letter makes which sound.",
         )
-        self.console.print()
         trace = next(result.trace for result in found.results if result.trace.cross is not None)
         self.console.print(render(trace))
 

@@ -43,7 +43,7 @@ class Dropout(nn.Module):
 
     def __init__(self, probability: float):
         super().__init__()
-        self.threshold = round(probability * 256)
+        self.threshold = min(round(probability * 256), 255)
 
     def forward(self, x: Tensor) -> Tensor:
         """Drop values of x, any shape."""

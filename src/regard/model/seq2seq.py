@@ -34,10 +34,18 @@ class Seq2Seq(nn.Module):
         self.reverse_source = config.reverse_source
 
     def encode(self, source: Tensor, mask: Tensor, taps: Taps | None = None) -> Memory:
-        """source int64 (B, S), mask bool (B, S) -> `Memory`, its states in the source's own order."""
-        memory: Memory = self.encoder(reverse(source, mask) if self.reverse_source else source, mask, taps)
+        """source int64 (B, S), mask bool (B, S) -> `Memory`, its states (and the taps) in the source's own order."""
+        memory: Memory
         if not self.reverse_source:
+            memory = self.encoder(source, mask, taps)
             return memory
+        asked: Taps | None = None if taps is None else {}
+        memory = self.encoder(reverse(source, mask), mask, asked)
+        if taps is not None and asked:
+            order = reverse(torch.arange(source.shape[1], device=source.device).expand_as(source), mask)
+            for name, weights in asked.items():  # (B, H, S, S)
+                rows = weights.gather(2, order[:, None, :, None].expand_as(weights))
+                taps[name] = rows.gather(3, order[:, None, None, :].expand_as(weights))
         return Memory(reverse(memory.states, mask), mask, memory.summary)
 
     def start(self, batch: Batch) -> State:

@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 from regard.errors import MissingExtra
-from regard.training.checkpoint import disk_errors
+from regard.training.checkpoint import UNFINISHED, disk_errors
 from regard.training.run import Run
 
 
@@ -24,8 +24,10 @@ class MetricsLog:
     def rewind(self, step: int) -> None:
         """Take back the rows after a step: they will be made again."""
         rows = [row for row in self.run.metrics() if row["step"] <= step]
+        unfinished = self.run.metrics_file.with_name(UNFINISHED + self.run.metrics_file.name)
         with disk_errors(self.run.metrics_file):
-            self.run.metrics_file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+            unfinished.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+            unfinished.replace(self.run.metrics_file)
 
     def write(self, row: dict[str, Any]) -> None:
         """Add a row."""

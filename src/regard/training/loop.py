@@ -5,7 +5,7 @@ import os
 import platform
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -125,11 +125,13 @@ class Trainer:
             self.reporter.step(standing.step)
             if standing.step % settings.log_every == 0:
                 self.log_window(norm)
-            if standing.step % settings.validate_every == 0 or self.is_done():
+            validated = standing.step % settings.validate_every == 0 or self.is_done()
+            if validated:
                 self.validate_and_save()
                 clock.lap()
             if stop.signal is not None:
-                self.save(None)
+                if not validated:  # else a save without a score would take the place of one that has it
+                    self.save(None)
                 raise Interrupted(stop.signal, f"Stopped at step {standing.step:,} of {settings.steps:,} and saved in "
                                   f"{self.run.folder}. The same command, started again, goes on from there exactly.")
 
@@ -201,14 +203,16 @@ class Trainer:
         """Score the model on the validation data, remember whether it is the best, and save a checkpoint."""
         standing, metric = self.standing, self.config.train.metric
         scores = self.validation.scores(self.model)
-        better = standing.best_score is None or (scores[metric] - standing.best_score) * BETTER[metric] > 0
+        score = scores[metric] if math.isfinite(scores[metric]) else None
+        better = score is not None and (
+            standing.best_score is None or (score - standing.best_score) * BETTER[metric] > 0)
         if better:
-            standing.best_score, standing.best_step, standing.bad = scores[metric], standing.step, 0
+            standing.best_score, standing.best_step, standing.bad = score, standing.step, 0
         else:
             standing.bad += 1
         self.write({"kind": "valid", "step": standing.step, **scores, "seconds": standing.seconds,
                     "mark": "  best so far" if better else ""})
-        self.save(scores[metric])
+        self.save(score)
 
     def save(self, score: float | None) -> None:
         """Save a checkpoint of this step, then delete those that need not stay."""
@@ -219,21 +223,23 @@ class Trainer:
 
     def resume(self) -> None:
         """Go on from the newest whole checkpoint, if there is one."""
+        damaged = []
         for path in reversed(self.run.checkpoints()):
             try:
                 saved = checkpoints.load(path)
             except CheckpointError as error:
                 self.reporter.say(f"Warning: {error}\nGoing on from the checkpoint before it.")
+                damaged.append(path)
                 continue
             put_weights(self.model, saved.model, path)
             put_optimizer(self.optimizer, self.model, saved.optimizer, path)
-            known = {name: value for name, value in saved.state.items() if name in Standing.__dataclass_fields__}
-            self.standing = replace(Standing(), **known)
+            self.standing = self.standing_of(saved.state)
+            self.run.set_aside(damaged)
             self.log.rewind(self.standing.step)
             self.reporter.say(f"going on from {path}: step {self.standing.step:,}, epoch {self.standing.epoch}, "
                               f"update {self.standing.position} of it")
             return
-        if self.run.checkpoints():
+        if damaged:
             raise CheckpointError(f"{self.run.folder}: all of its checkpoints are damaged. Start anew with "
                                   "--fresh --force")
         self.log.rewind(0)
@@ -241,20 +247,35 @@ class Trainer:
                           f"{self.device}, matrix products in {self.precision}; {self.order.updates(0):,} updates an "
                           "epoch")
 
+    def standing_of(self, state: Mapping[str, Any]) -> Standing:
+        """Where a checkpoint's training stood, as far as the settings still say the same."""
+        standing = Standing(**{name: value for name, value in state.items() if name in Standing.__dataclass_fields__})
+        if state.get("metric") != self.config.train.metric:
+            standing = replace(standing, best_score=None, best_step=0, bad=0)
+        if standing.position >= self.order.updates(standing.epoch):  # other batch sizes: the epoch is shorter now
+            standing = replace(standing, epoch=standing.epoch + 1, position=0)
+        return standing
+
     def finish(self) -> None:
         """Average the last checkpoints where that is asked for, and say how it ended."""
         standing, settings = self.standing, self.config.train
-        if settings.average > 1 and len(self.run.checkpoints()) > 1 and not self.averaged():
-            self.average(self.run.checkpoints()[-settings.average :])
+        last = self.run.validated()[-settings.average :]
+        if len(last) > 1 and not self.averaged(last):
+            self.average(last)
         best = "" if standing.best_score is None else (
             f"; best validation {settings.metric} {standing.best_score:.2f} at step {standing.best_step:,}")
         self.reporter.say(f"done: {standing.step:,} updates in {standing.seconds / 60:.1f} minutes{best}. "
                           f"Now: regard translate {self.run.folder}")
 
-    def averaged(self) -> bool:
-        """Whether the average of this very step is there already."""
-        path = self.run.average_path / "state.json"
-        return path.is_file() and checkpoints.read_json(path).get("step") == self.standing.step
+    def averaged(self, paths: Sequence[Path]) -> bool:
+        """Whether the average of these very checkpoints is there already, and whole."""
+        if not self.run.average_path.is_dir():
+            return False
+        try:
+            state = checkpoints.load(self.run.average_path).state
+        except CheckpointError:
+            return False
+        return bool(state["of"] == [path.name for path in paths] and state["metric"] == self.config.train.metric)
 
     def average(self, paths: Sequence[Path]) -> None:
         """Save the mean of some checkpoints' weights as one more checkpoint, with its own validation score."""

@@ -1,5 +1,6 @@
 """How exactly training multiplies matrices. Weights, sums and everything else stay float32 in each case."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -22,9 +23,16 @@ def chosen(settings: TrainConfig, device: torch.device) -> str:
     return "bfloat16" if has_fast_bfloat16(device) else "float32"
 
 
+PRODUCTS_KEPT = 128
+"""How many shapes of product oneDNN keeps its buffers for. Its own 1,024 come to gigabytes, since nearly every batch
+brings new shapes; one update has fewer than 128."""
+
+
 @contextmanager
 def matrix_products(precision: str) -> Iterator[None]:
     """Multiply float32 matrices exactly ("float32") or rounded to bfloat16 and summed in float32 ("bfloat16")."""
+    if precision == "bfloat16":  # read by oneDNN when it makes its first product
+        os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(PRODUCTS_KEPT))
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("medium" if precision == "bfloat16" else "highest")
     try:

@@ -5,6 +5,7 @@
 
 import json
 import shutil
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,8 @@ class Run:
             force: allow that.
 
         Raises:
-            RunError: the folder cannot be made, holds something else, or holds a run and `force` is not given.
+            RunError: the folder cannot be made, holds something else or the checkpoints of another model, or would
+                lose its checkpoints and `force` is not given.
         """
         run = cls(Path(path), config)
         if run.folder.exists() and not run.folder.is_dir():
@@ -70,6 +72,8 @@ class Run:
             for name in ("checkpoints", "data", "tokenizer", "tensorboard"):
                 shutil.rmtree(run.folder / name, ignore_errors=True)
             run.metrics_file.unlink(missing_ok=True)
+        elif run.checkpoints():
+            run._refuse_another_model(cls.open(run.folder).config)
         with disk_errors(run.folder):
             (run.folder / "checkpoints").mkdir(parents=True, exist_ok=True)
         if not run.config_file.is_file():
@@ -114,10 +118,11 @@ class Run:
         if not found:
             raise RunError(f"{self.folder}: has no checkpoint yet. Train it with: regard train "
                            f"{self.folder / 'config.toml'} --out {self.folder}")
-        scored = [(score, path) for path in found if (score := self._score(path)) is not None]
-        if not scored:
-            return found[-1]
-        return max(scored, key=lambda pair: pair[0])[1]
+        return self._best_of(found) or found[-1]
+
+    def validated(self) -> list[Path]:
+        """The checkpoints of single steps that have a validation score, oldest first."""
+        return [path for path in self.checkpoints() if self._score(path) is not None]
 
     def find(self, name: str) -> Path:
         """A checkpoint by name: "best", "last", "average", "step-00001000", or a path."""
@@ -132,24 +137,51 @@ class Run:
         raise RunError(f'{self.folder}: has no checkpoint "{name}". It has: {", ".join(names)}')
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The rows of metrics.jsonl, oldest first."""
+        """The rows of metrics.jsonl, oldest first; a last line without its end was cut off by a kill, and is no row."""
         if not self.metrics_file.is_file():
             return []
-        return [json.loads(line) for line in self.metrics_file.read_text(encoding="utf-8").split("\n") if line]
+        lines = self.metrics_file.read_text(encoding="utf-8").split("\n")
+        return [json.loads(line) for line in lines[:-1]]
 
     def prune(self, keep: int) -> None:
-        """Delete checkpoints but the last `keep` (two at least) and the best, and what a killed save left."""
-        kept = {*self.checkpoints()[-max(2, keep) :], self.best()}
+        """Delete checkpoints but the last `keep` validated, the last two and the best, and what a killed save left."""
+        validated = self.validated()
+        kept = {*self.checkpoints()[-2:], *validated[-keep:], self._best_of(validated)}
         for path in self.checkpoints():
             if path not in kept:
                 shutil.rmtree(path)
         for path in (self.folder / "checkpoints").glob(f"{UNFINISHED}*"):
             shutil.rmtree(path, ignore_errors=True)
 
+    def set_aside(self, paths: Iterable[Path]) -> None:
+        """Rename damaged checkpoints, so that they are not counted among the last ones."""
+        for path in paths:
+            aside = path.with_name(f"damaged-{path.name}")
+            with disk_errors(aside):
+                shutil.rmtree(aside, ignore_errors=True)
+                path.rename(aside)
+
+    def _best_of(self, paths: Sequence[Path]) -> Path | None:
+        """The path with the best score, the first of equals; None where none is scored."""
+        scores = {path: score for path in paths if (score := self._score(path)) is not None}
+        return max(scores, key=scores.__getitem__, default=None)
+
     def _score(self, path: Path) -> float | None:
-        """A checkpoint's validation score, the higher the better; None where it has none or is damaged."""
+        """A checkpoint's validation score, the higher the better; None where it has none by this run's metric."""
+        metric = self.config.train.metric
         try:
-            score = read_json(path / "state.json").get("score")
+            state = read_json(path / "state.json")
         except CheckpointError:
             return None
-        return None if score is None else score * BETTER[self.config.train.metric]
+        score = state.get("score") if state.get("metric") == metric else None
+        return None if score is None else score * BETTER[metric]
+
+    def _refuse_another_model(self, before: Config) -> None:
+        """Going on is exact only with the model that began; of its settings the dropouts alone may change."""
+        old, new = before.model.model_dump(), self.config.model.model_dump()
+        changes = [f"{name} = {new.get(name)!r} (was {old.get(name)!r})" for name in sorted(old.keys() | new.keys())
+                   if old.get(name) != new.get(name) and "dropout" not in name]
+        if changes:
+            named = ", ".join(changes[:3]) + (" …" if len(changes) > 3 else "")
+            raise RunError(f"{self.folder}: holds checkpoints of another model: [model] now has {named}. Put it back "
+                           "to go on, or begin anew with --fresh or another --out")

@@ -7,6 +7,7 @@ import torch
 from regard.config import Config
 from regard.data.batches import Batch, by_length
 from regard.decode.search import Limits, greedy
+from regard.errors import DataError
 from regard.metrics import bleu, token_error_rate
 from regard.model.seq2seq import Seq2Seq
 from regard.text.corpus import read_pairs
@@ -23,11 +24,17 @@ class Validation:
         config: its [data] names the files, its [train] the metric.
         tokenizers: of source and target.
         device: where the model is.
+
+    Raises:
+        DataError: the files cannot be read, or hold no pair.
     """
 
     def __init__(self, config: Config, tokenizers: Tokenizers, device: torch.device):
         self.config, self.tokenizers, self.device = config, tokenizers, device
         self.pairs = read_pairs(config.data.valid, config.data.root)
+        if not len(self.pairs):
+            raise DataError(f"data.valid: {self.pairs.summary}: no pair to validate on. Expected at least one with "
+                            "text on both sides")
         self.sources = tokenizers.source.encode(self.pairs.sources)
         self.targets = tokenizers.target.encode(self.pairs.targets)
 

@@ -1,0 +1,62 @@
+"""The folded cross-entropy against torch's own, and its gradient."""
+
+import pytest
+import torch
+from torch.nn import functional
+
+from conftest import make_batch, make_model
+from regard.training import objective
+from regard.training.objective import cross_entropy, loss_of
+
+ROWS, WIDTH, SIZE = 20, 6, 11
+
+
+def tensors():
+    torch.manual_seed(1)
+    features = torch.randn(ROWS, WIDTH, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(SIZE, WIDTH, dtype=torch.float64, requires_grad=True)
+    return features, weight, torch.randint(SIZE, (ROWS,))
+
+
+@pytest.mark.parametrize("piece", [1, 8, 20, 512])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_loss_and_gradients_are_torchs(smoothing, piece, monkeypatch):
+    monkeypatch.setattr(objective, "PIECE", piece)
+    features, weight, targets = tensors()
+    logits = features @ weight.T
+    expected = functional.cross_entropy(logits, targets, label_smoothing=smoothing, reduction="sum")
+    expected_gradients = torch.autograd.grad(3 * expected, (features, weight))
+    loss, surprise = cross_entropy(features, weight, targets, smoothing)
+    torch.testing.assert_close(loss, expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(surprise, functional.cross_entropy(logits, targets, reduction="sum"))
+    assert not surprise.requires_grad
+    for found, right in zip(torch.autograd.grad(3 * loss, (features, weight)), expected_gradients, strict=True):
+        torch.testing.assert_close(found, right, rtol=1e-10, atol=1e-10)
+
+
+def test_gradients_are_those_of_differences():
+    features, weight, targets = tensors()
+    assert torch.autograd.gradcheck(lambda *given: cross_entropy(*given, targets, 0.1)[0], (features, weight))
+
+
+def test_nothing_is_kept_where_no_gradient_is_asked_for():
+    features, weight, targets = tensors()
+    expected = cross_entropy(features, weight, targets, 0.1)
+    with torch.no_grad():
+        for found, value in zip(cross_entropy(features, weight, targets, 0.1), expected, strict=True):
+            assert torch.equal(found, value) and not found.requires_grad
+    frozen = cross_entropy(features.detach(), weight, targets, 0.1)[0]
+    torch.testing.assert_close(torch.autograd.grad(frozen, weight), torch.autograd.grad(expected[0], weight))
+
+
+def test_the_loss_of_a_batch_is_over_its_real_tokens_in_any_pieces():
+    model, batch = make_model("transformer-pre"), make_batch()
+    logits = model.project(model(batch))
+    targets = batch.target_out.masked_fill(~batch.target_mask, -100)
+    expected = functional.cross_entropy(logits.transpose(1, 2), targets, label_smoothing=0.1, reduction="sum")
+    torch.testing.assert_close(loss_of(model, batch, 0.1)[0], expected)
+    parts = [make_batch([pair], seed) for seed, pair in enumerate([(5, 4), (2, 6)])]
+    rows = [[row[mask][:-1].tolist() for row, mask in zip(ids, masks, strict=True)]
+            for part in parts for ids, masks in ((part.source, part.source_mask), (part.target_out, part.target_mask))]
+    whole = type(batch).of([rows[0][0], rows[2][0]], [rows[1][0], rows[3][0]])
+    torch.testing.assert_close(loss_of(model, whole)[0], sum(loss_of(model, part)[0] for part in parts))
