@@ -88,7 +88,7 @@ def test_attend_refuses_a_score_that_needs_parameters():
 def test_a_query_that_may_look_at_nothing_gets_zeros():
     scores = normal(2, 3).requires_grad_()
     weights = weigh(scores, torch.tensor([[True, True, False], [False] * 3]))
-    assert weights[1].tolist() == [0, 0, 0] and weights[0, 2] == 0 and float(weights[0].sum()) == pytest.approx(1)
+    assert weights[1].tolist() == [0, 0, 0] and weights[0, 2] == 0 and weights[0].sum().item() == pytest.approx(1)
     weights.square().sum().backward()
     assert scores.grad.isfinite().all()
 

@@ -115,7 +115,7 @@ def test_a_full_disk_leaves_the_old_checkpoint_whole(path, call, times, monkeypa
     if times and call in ("_write", "rename"):
         pytest.skip("called once in a save")
     after = path.with_name("step-00000004")
-    with pytest.raises(RunError, match=r"cannot be written: No space left on device. What was saved before is untouche"):
+    with pytest.raises(RunError, match=r"cannot be written: No space left on device. What was saved before is"):
         save(after, ONE)
     monkeypatch.undo()
     assert list(path.parent.iterdir()) == [path]

@@ -24,6 +24,8 @@ MODULES = {".".join(("regard", *path.relative_to(SOURCE).with_suffix("").parts))
            for path in SOURCE.rglob("*.py")}
 ROOT = "regard"
 """Its names are imported when they are first used; all others may import only its version."""
+CIRCLES = {("regard.look.trace", "regard.look.picture")}
+"""A trace draws itself (`trace.picture`), and imports the drawing when it does."""
 
 
 def floor(module):
@@ -54,7 +56,8 @@ def test_imports_only_point_down(module):
 
 
 def test_no_circle_on_a_floor():
-    reached = {module: set(imports(path)) for module, path in MODULES.items() if module != ROOT}
+    reached = {module: {other for other in imports(path) if (module, other) not in CIRCLES}
+               for module, path in MODULES.items() if module != ROOT}
     for middle in reached:
         for module in reached:
             if middle in reached[module]:

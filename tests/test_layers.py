@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from regard.model.layers import Dropout, Embedding
+from regard.model.layers import INIT, Dropout, Embedding, linear
 
 
 @pytest.mark.parametrize("probability", [0.1, 0.3, 0.5, 0.9, 0.999])
@@ -39,4 +39,11 @@ def test_embedding_is_scaled_by_the_root_of_its_width():
     embedding = Embedding(500, 16)
     tokens = torch.tensor([[3, 4], [3, 0]])
     assert torch.equal(embedding(tokens), embedding.weight[tokens] * 4)
-    assert float(embedding(torch.arange(500)).std()) == pytest.approx(1, abs=0.05)
+    assert float(embedding.weight.detach().std()) == pytest.approx(INIT, rel=0.05)
+
+
+def test_a_linear_map_begins_small():
+    torch.manual_seed(1)
+    module = linear(40, 50)
+    assert module.weight.shape == (50, 40) and not module.bias.any()
+    assert float(module.weight.detach().std()) == pytest.approx(INIT, rel=0.1)

@@ -10,6 +10,7 @@ import torch
 from rich.console import Console
 
 from conftest import make_config
+from regard.data.batches import Batch
 from regard.data.shards import prepare
 from regard.errors import CheckpointError, DataError, Interrupted, RunError
 from regard.training import checkpoint as checkpoints
@@ -47,10 +48,10 @@ def test_a_training_learns_and_leaves_what_it_promises(corpus, tmp_path):
     seconds = [row["seconds"] for row in run.metrics()]
     assert seconds == sorted(seconds) and seconds[0] > 0
     state = checkpoints.load(run.find("last")).state
-    assert (state["step"], state["metric"], state["score"]) == (40, "token_error_rate", rows["valid"][-1][state["metric"]])
+    assert (state["step"], state["score"]) == (40, rows["valid"][-1]["token_error_rate"])
     assert state["versions"].keys() == {"regard", "torch", "python", "machine"}
     best = min(rows["valid"], key=lambda row: row["token_error_rate"])
-    assert run.best() == run.step_path(best["step"]) and (state["best_step"], best["step"])
+    assert run.best() == run.step_path(best["step"]) and state["best_step"] == best["step"]
 
 
 def test_training_again_what_is_done_changes_nothing(corpus, tmp_path):
@@ -63,18 +64,16 @@ def test_training_again_what_is_done_changes_nothing(corpus, tmp_path):
 
 def test_one_update_is_the_same_in_pieces(corpus, tmp_path):
     """The gradient is normalised by the tokens of the whole update, so parting it saves memory and changes nothing."""
-    norms = []
-    for pieces in (1, 3):
-        config = make_config(corpus, model={"dropout": 0.0}, clip=0, precision="float32")
-        trainer, _ = trainer_of(config, tmp_path / str(pieces))
-        batches = trainer.order.update(0, 0)
-        rows = trainer.order.rows(0, 0)[0]
-        if pieces > 1:
-            corpus_rows = trainer.order.corpus
-            batches = [type(batches[0]).of([corpus_rows.source(row) for row in part], [corpus_rows.target(row) for row in part])
-                       for part in (rows[:2], rows[2:3], rows[3:])]
-        norms.append(trainer.update(batches))
-    assert norms[1] == pytest.approx(norms[0], rel=1e-5)
+    trainer, _ = trainer_of(make_config(corpus, model={"dropout": 0.0}, precision="float32"), tmp_path / "run")
+    rows, texts = trainer.order.rows(0, 0)[0], trainer.order.corpus
+
+    def update(*parts):
+        trainer.model.load_state_dict(weights)
+        return trainer.update([Batch.of([texts.source(row) for row in part], [texts.target(row) for row in part])
+                               for part in parts])
+
+    weights = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+    assert update(rows[:2], rows[2:3], rows[3:]) == pytest.approx(update(rows), rel=1e-5)
 
 
 def test_a_loss_that_is_not_a_number_makes_no_update(corpus, tmp_path):
@@ -177,7 +176,7 @@ def test_a_full_disk_ends_a_training_and_it_goes_on_afterwards(corpus, tmp_path,
         real(tensors, path)
 
     monkeypatch.setattr(checkpoints, "save_file", full)
-    with pytest.raises(RunError, match=r"step-00000008: cannot be written: No space left on device. What was saved bef"):
+    with pytest.raises(RunError, match=r"step-00000008: cannot be written: No space left on device. What was saved"):
         train(config, tmp_path / "run", quiet=True)
     monkeypatch.undo()
     run = Run.open(tmp_path / "run")
@@ -226,7 +225,7 @@ def test_another_model_or_other_data_is_refused_and_the_run_still_opens(corpus, 
         train(make_config(corpus, "after-general"), run.folder, quiet=True)
     (corpus / "train.source").write_text("a\n")
     (corpus / "train.target").write_text("a\n")
-    with pytest.raises(RunError, match=r"the training data or the tokenizer settings have changed since this run began"):
+    with pytest.raises(RunError, match=r"the training data or the tokenizer settings have changed since this run"):
         train(run.config, run.folder, quiet=True)
     assert Run.open(run.folder) == run
 
@@ -241,7 +240,7 @@ def test_faults_are_told_before_the_first_update(corpus, tmp_path):
 def test_a_device_that_is_not_there(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert pick_device("auto") == pick_device("cpu") == torch.device("cpu")
-    with pytest.raises(RunError, match='train.device = "cuda", but torch sees no GPU here. Use "auto" or "cpu"'):
+    with pytest.raises(RunError, match=r'train.device = "cuda", but torch sees no GPU here. Use "auto" or "cpu"'):
         pick_device("cuda")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert pick_device("auto") == pick_device("cuda") == torch.device("cuda")

@@ -50,7 +50,7 @@ def test_saved_and_put_back_goes_on_to_the_bit(name):
     updates(other, another, 2)
     assert all(map(torch.equal, weights_after(model), weights_after(other)))
     for left, right in zip(model.parameters(), other.parameters(), strict=True):
-        assert all(torch.equal(optimizer.state[left][kind], another.state[right][kind]) for kind in optimizer.state[left])
+        assert all(torch.equal(value, another.state[right][kind]) for kind, value in optimizer.state[left].items())
 
 
 def test_tensors_of_another_model_are_refused():
@@ -60,7 +60,8 @@ def test_tensors_of_another_model_are_refused():
     tensors = optimizer_tensors(optimizer, model)
     with pytest.raises(CheckpointError, match="here: its optimizer knows a weight that this model has not: other/step"):
         put_optimizer(optimizer, model, {**tensors, "other/step": torch.ones(())}, Path("here"))
-    for incomplete in ({}, {name: tensor for name, tensor in tensors.items() if not name.startswith("output")}):
-        if incomplete.keys() != tensors.keys():
-            with pytest.raises(CheckpointError, match="here: holds no optimizer state for this model, so a training"):
-                put_optimizer(optimizer, model, incomplete, Path("here"))
+    some = {name: tensor for name, tensor in tensors.items() if not name.startswith("decoder.readout.weight")}
+    assert some.keys() < tensors.keys()
+    for incomplete in ({}, some):
+        with pytest.raises(CheckpointError, match="here: holds no optimizer state for this model, so a training"):
+            put_optimizer(optimizer, model, incomplete, Path("here"))

@@ -106,7 +106,7 @@ def test_find(run, tmp_path):
         run.find("best")
     paths = [checkpoint(run, 1), checkpoint(run, "average")]
     assert run.find("step-00000001") == run.find(str(paths[0])) == paths[0] and run.find("average") == paths[1]
-    with pytest.raises(RunError, match='has no checkpoint "step-2". It has: step-00000001, '):
+    with pytest.raises(RunError, match=r'has no checkpoint "step-2". It has: step-00000001, '):
         run.find("step-2")
 
 

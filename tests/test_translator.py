@@ -52,8 +52,8 @@ def test_one_text_and_many(translator):
 def test_lines_in_are_lines_out_in_order_also_those_that_cannot_be_translated(translator):
     found = list(translator.stream(LINES))
     assert found[2] == Translation("")
-    assert found[4] == Translation("", problem="50 tokens, over the 20 that [decode] max_source_tokens allows; part the "
-                                   "text")
+    problem = "50 tokens, over the 20 that [decode] max_source_tokens allows; part the text"
+    assert found[4] == Translation("", problem=problem)
     alone = [translator.translate(line) for line in LINES]
     assert exact(found) == approx(alone)
 
@@ -107,7 +107,7 @@ def test_score_is_the_log_probability_of_the_output(translator):
 def test_scores_that_cannot_be(translator):
     with pytest.raises(DataError, match=r"2 sources and 1 targets: target n must belong to source n"):
         translator.score(["a", "b"], ["a"])
-    with pytest.raises(DataError, match=r"source 2 has 50 tokens, over the 20 that \[decode\] max_source_tokens allows"):
+    with pytest.raises(DataError, match=r"source 2 has 50 tokens, over the 20 that \[decode\] max_source_tokens"):
         translator.score(["a", LINES[4]], ["a", "b"])
 
 
@@ -116,7 +116,8 @@ def test_look(translator, target):
     trace = translator.look("a b c", target)
     assert trace.source == ["a", "b", "c", "</s>"] and trace.target[-1] == "</s>"
     S, T = len(trace.source), len(trace.target)
-    assert trace.cross.shape == (2, 2, T, S) and trace.encoder.shape == (2, 2, S, S) and trace.decoder.shape == (2, 2, T, T)
+    assert trace.cross.shape == (2, 2, T, S) and trace.encoder.shape == (2, 2, S, S)
+    assert trace.decoder.shape == (2, 2, T, T)
     assert trace.cross.dtype == torch.float32
     for weights in (trace.cross, trace.encoder, trace.decoder):
         torch.testing.assert_close(weights.sum(-1), torch.ones(weights.shape[:-1]))
@@ -151,8 +152,9 @@ def test_load_takes_the_checkpoint_that_is_asked_for(runs):
     outputs = {name: next(regard.load(run.folder, name).model.parameters())
                for name in ("best", "last", "average", "step-00000030", str(run.step_path(30)))}
     assert torch.equal(outputs["step-00000030"], outputs[str(run.step_path(30))])
-    assert not torch.equal(outputs["last"], outputs["average"]) and not torch.equal(outputs["last"], outputs["step-00000030"])
-    assert torch.equal(outputs["best"], outputs[run.best().name if run.best().name in outputs else "last"])
+    others = [outputs["average"], outputs["step-00000030"]]
+    assert not any(torch.equal(outputs["last"], other) for other in others)
+    assert any(torch.equal(outputs["best"], other) for other in (outputs["last"], *others))
 
 
 def test_loads_that_cannot_be(runs, tmp_path):
@@ -160,7 +162,7 @@ def test_loads_that_cannot_be(runs, tmp_path):
     with pytest.raises(RunError, match=r"copy: there is no such folder"):
         regard.load(folder)
     shutil.copytree(runs["transformer-pre"].folder, folder)
-    with pytest.raises(RunError, match='has no checkpoint "step-1". It has: step-00000030, step-00000060, '):
+    with pytest.raises(RunError, match=r'has no checkpoint "step-1". It has: step-00000030, step-00000060, '):
         regard.load(folder, "step-1")
     weights = folder / "checkpoints" / "step-00000060" / "model.safetensors"
     weights.write_bytes(pickle.dumps("not this either"))

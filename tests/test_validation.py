@@ -52,5 +52,5 @@ def test_a_validation_file_without_a_pair(corpus):
     config, tokenizers, _ = prepared(corpus)
     for side in ("source", "target"):
         (corpus / f"valid.{side}").write_text("\n")
-    with pytest.raises(DataError, match=r"data.valid: valid.source \+ valid.target: 0 pairs; .*: no pair to validate on"):
+    with pytest.raises(DataError, match=r"data.valid: valid.source \+ valid.target: 0 pairs; .*: no pair to validate"):
         Validation(config, tokenizers, CPU)
