@@ -47,7 +47,7 @@ def put_optimizer(
     for name, value in tensors.items():
         weights, _, kind = name.rpartition("/")
         if weights in kinds:
-            kinds[weights][kind] = value.to(parameters[weights].device)
+            kinds[weights][kind] = value.to(parameters[weights].device, copy=True)  # not the mapped file
         elif not name.startswith(RANDOM):
             raise CheckpointError(f"{where}: its optimizer knows a weight that this model has not: {name}")
     if any(not values for values in kinds.values()):
