@@ -308,24 +308,27 @@ def test_killed_and_started_again_is_uninterrupted(corpus, tmp_path):
 
 # --- it learns -----------------------------------------------------------------------------------------------------
 
-QUICK = {"after-general", "transformer-pre"}
-LEARNERS = {"fixed-gru-every-step": 900, "fixed-lstm": 900, "before-additive": 300, "after-general": 200,
-            "after-dot": 200, "before-concat": 300, "transformer-pre": 300, "transformer-post": 300}
+LEARNERS = {"fixed-gru-every-step": 300, "before-additive": 200, "after-dot": 200, "transformer-pre": 300,
+            "transformer-post": 200, "fixed-lstm-max": 400, "before-concat": 300}
+"""Updates that each needs; those after the fourth have other gates, scores and norms, and are slow."""
 
 
 @pytest.mark.parametrize("name", [
-    pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in LEARNERS])
+    pytest.param(name, marks=[pytest.mark.slow] * (place >= 4)) for place, name in enumerate(LEARNERS)])
 def test_it_learns_to_reverse_a_sequence(name):
     torch.manual_seed(1)
-    wider = {"width": 32} | ({"feedforward": 64, "layers": 1} if name.startswith("transformer") else {})
+    wider = {"width": 64 if name.startswith("fixed") else 32}
+    if name.startswith("transformer"):
+        wider |= {"feedforward": 64, "layers": 1}
     model = build_model(model_config(name, **wider), TARGET_SIZE, TARGET_SIZE)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    optimizer = torch.optim.AdamW(model.parameters())
     draw = random.Random(1)
 
     def sources(count):
-        return [[draw.randrange(4, TARGET_SIZE) for _ in range(draw.randint(3, 5))] for _ in range(count)]
+        return [[draw.randrange(4, TARGET_SIZE) for _ in range(draw.randint(2, 4))] for _ in range(count)]
 
-    for _ in range(LEARNERS[name]):
+    for step in range(LEARNERS[name]):
+        optimizer.param_groups[0]["lr"] = 0.01 * (1 - step / LEARNERS[name])
         rows = sources(32)
         batch = Batch.of(rows, [row[::-1] for row in rows])
         loss, _ = loss_of(model, batch)

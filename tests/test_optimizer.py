@@ -41,12 +41,14 @@ def test_saved_and_put_back_goes_on_to_the_bit(name):
     model = make_model(name, dropout=0.3)
     optimizer = make_optimizer(model, SETTINGS)
     updates(model, optimizer, 3)
+    weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     saved = {name: tensor.clone() for name, tensor in optimizer_tensors(optimizer, model).items()}
-    other = make_model(name, seed=5, dropout=0.3)
-    other.load_state_dict(model.state_dict())
     updates(model, optimizer, 2)
+    other = make_model(name, seed=5, dropout=0.3)
+    other.load_state_dict(weights)
     another = make_optimizer(other, SETTINGS)
     put_optimizer(another, other, saved, Path("here"))
+    saved.clear()
     updates(other, another, 2)
     assert all(map(torch.equal, weights_after(model), weights_after(other)))
     for left, right in zip(model.parameters(), other.parameters(), strict=True):

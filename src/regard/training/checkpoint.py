@@ -28,6 +28,8 @@ from torch import Tensor, nn
 from regard.errors import CheckpointError, RunError
 
 UNFINISHED = ".unfinished-"
+NEEDED = {"model.safetensors", "state.json"}
+OPTIMIZER = "optimizer.safetensors"
 
 
 @dataclass(frozen=True)
@@ -91,20 +93,29 @@ def load(path: Path) -> Checkpoint:
         CheckpointError: a file is missing, cut short or altered.
     """
     hashes = read_json(path / "manifest.json")
-    for name, expected in hashes.items():
-        file = path / name
-        if not file.is_file():
-            raise CheckpointError(f"{file}: is missing. Copy the whole folder again, or use another checkpoint "
-                                  "(--checkpoint)")
-        if _sha256(file) != expected:
-            raise CheckpointError(f"{file}: is damaged: it has {file.stat().st_size:,} bytes and is not what was "
-                                  "saved (SHA-256 differs). Copy it again, or use another checkpoint (--checkpoint)")
+    if not NEEDED <= hashes.keys() <= NEEDED | {OPTIMIZER}:
+        listed = ", ".join(sorted(hashes)) or "no file"
+        raise CheckpointError(f"{path / 'manifest.json'}: is damaged: it lists {listed}; expected "
+                              f"{', '.join(sorted(NEEDED))} and at most {OPTIMIZER}. Use another checkpoint "
+                              "(--checkpoint)")
     try:
+        for name, expected in hashes.items():
+            _verify(path / name, expected)
         model = load_file(path / "model.safetensors")
-        optimizer = load_file(path / "optimizer.safetensors") if "optimizer.safetensors" in hashes else {}
+        optimizer = load_file(path / OPTIMIZER) if OPTIMIZER in hashes else {}
     except (safetensors.SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: cannot be read: {error}") from None
     return Checkpoint(model, optimizer, read_json(path / "state.json"))
+
+
+def _verify(file: Path, expected: str) -> None:
+    """Refuse a file that is not what was saved."""
+    if not file.is_file():
+        raise CheckpointError(f"{file}: is missing. Copy the whole folder again, or use another checkpoint "
+                              "(--checkpoint)")
+    if _sha256(file) != expected:
+        raise CheckpointError(f"{file}: is damaged: it has {file.stat().st_size:,} bytes and is not what was "
+                              "saved (SHA-256 differs). Copy it again, or use another checkpoint (--checkpoint)")
 
 
 def mean_weights(paths: Sequence[Path]) -> dict[str, Tensor]:
@@ -147,7 +158,7 @@ def disk_errors(path: Path) -> Iterator[None]:
 def _write(folder: Path, checkpoint: Checkpoint) -> None:
     save_file({name: tensor.contiguous() for name, tensor in checkpoint.model.items()}, folder / "model.safetensors")
     if checkpoint.optimizer:
-        save_file(dict(checkpoint.optimizer), folder / "optimizer.safetensors")
+        save_file(dict(checkpoint.optimizer), folder / OPTIMIZER)
     (folder / "state.json").write_text(json.dumps(dict(checkpoint.state), indent=1), encoding="utf-8")
     files = sorted(folder.iterdir())
     manifest = folder / "manifest.json"

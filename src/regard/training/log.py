@@ -37,3 +37,4 @@ class MetricsLog:
             for name, value in row.items():
                 if name not in ("kind", "step"):
                     self.board.add_scalar(f"{row['kind']}/{name}", value, row["step"])
+            self.board.flush()
