@@ -2,10 +2,11 @@
 
     python benchmarks/train.py --data FOLDER [--json]
 
-FOLDER holds train.en and train.de (docs/data.md says how to get them). Both models are the Transformer-tiny of Wu et
-al. (2021): 4 + 4 layers, 128 wide, 256 feed-forward, 4 heads, dropout 0.3, tied embeddings, label smoothing 0.1. The two
-take turns, a block of updates each, so that a machine that slows down slows both. What counts are non-padding target
-tokens per second, and their ratio.
+FOLDER holds train.en and train.de (docs/data.md says how to get them). All models are the Transformer-tiny of Wu et
+al. (2021): 4 + 4 layers, 128 wide, 256 feed-forward, 4 heads, tied embeddings, label smoothing 0.1, and dropout 0.3 in
+all the places where `nn.Transformer` has it. They take turns, a block of updates each, so that a machine that slows
+down slows all. Regard runs as its users run it ("regard", train.precision = "auto") and with float32 products
+("float32"). What counts are non-padding target tokens per second, and the ratio to the plain loop's.
 """
 
 import argparse
@@ -21,7 +22,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from regard.config import Config, parse_config
+from regard.config import Config, TrainConfig, parse_config
 from regard.data.batches import Batch, Order
 from regard.data.shards import prepare
 from regard.model.positions import Sinusoidal
@@ -29,6 +30,7 @@ from regard.model.seq2seq import Seq2Seq, build_model
 from regard.text.tokenizer import PAD
 from regard.training.objective import loss_of
 from regard.training.optimizer import make_optimizer
+from regard.training.precision import chosen, matrix_products
 
 SMOOTHING = 0.1
 
@@ -62,14 +64,15 @@ class Plain(nn.Module):
         return nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), label_smoothing=SMOOTHING)
 
 
-def update(model: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch) -> None:
-    """One update of either model."""
-    if isinstance(model, Seq2Seq):
-        loss = loss_of(model, batch, SMOOTHING)[0] / batch.tokens
-    else:
-        assert isinstance(model, Plain)
-        loss = model.loss(batch)
-    loss.backward()
+def update(model: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch, precision: str) -> None:
+    """One update of any of the models."""
+    with matrix_products(precision):
+        if isinstance(model, Seq2Seq):
+            loss = loss_of(model, batch, SMOOTHING)[0] / batch.tokens
+        else:
+            assert isinstance(model, Plain)
+            loss = model.loss(batch)
+        loss.backward()
     nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
@@ -80,6 +83,7 @@ def settings(data: Path) -> Config:
     recipe = Path(__file__).parent.parent / "configs" / "multi30k-en-de-transformer.toml"
     values = tomllib.loads(recipe.read_text(encoding="utf-8"))
     values["data"]["root"] = str(data.resolve())
+    values["model"] |= {"attention_dropout": 0.3, "feedforward_dropout": 0.3}
     return parse_config(values, str(recipe), recipe.parent)
 
 
@@ -91,18 +95,17 @@ def measure(config: Config, rounds: int, block: int, warmup: int) -> dict[str, l
         batches = [order.update(0, position)[0] for position in range(warmup + rounds * block)]
     size = prepared.tokenizers.target.size
     torch.manual_seed(1)
-    models = {"regard": build_model(config.model, size, size), "plain": Plain(size)}
-    optimizers = {
-        "regard": make_optimizer(models["regard"], config.train),
-        "plain": torch.optim.AdamW(models["plain"].parameters(), lr=1e-3),
-    }
+    models = {name: build_model(config.model, size, size) for name in ("regard", "float32")} | {"plain": Plain(size)}
+    precisions = {"regard": chosen(config.train, torch.device("cpu")), "float32": "float32", "plain": "float32"}
+    optimizers = {name: make_optimizer(model, config.train) for name, model in models.items() if name != "plain"}
+    optimizers["plain"] = torch.optim.AdamW(models["plain"].parameters(), lr=1e-3)
     speeds: dict[str, list[float]] = {name: [] for name in models}
     for number in range(rounds + 1):
         first, last = (0, warmup) if number == 0 else (warmup + (number - 1) * block, warmup + number * block)
         for name, model in models.items():
             start = time.perf_counter()
             for batch in batches[first:last]:
-                update(model, optimizers[name], batch)
+                update(model, optimizers[name], batch, precisions[name])
             seconds = time.perf_counter() - start
             if number:
                 speeds[name].append(sum(batch.tokens for batch in batches[first:last]) / seconds)
@@ -123,11 +126,13 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     speeds = measure(settings(arguments.data), arguments.rounds, arguments.block, arguments.warmup)
     ratios = [ours / plain for ours, plain in zip(speeds["regard"], speeds["plain"], strict=True)]
+    float32 = [ours / plain for ours, plain in zip(speeds["float32"], speeds["plain"], strict=True)]
     result = {
-        "regard_tokens_per_second": statistics.median(speeds["regard"]),
-        "plain_tokens_per_second": statistics.median(speeds["plain"]),
+        **{f"{name}_tokens_per_second": statistics.median(values) for name, values in speeds.items()},
+        "precision": chosen(TrainConfig(), torch.device("cpu")),
         "threads": arguments.threads,
         "torch": torch.__version__,
+        "ratio_float32": statistics.median(float32),
         "ratio_min": min(ratios),
         "ratio_max": max(ratios),
         "ratio": statistics.median(ratios),
@@ -135,8 +140,10 @@ def main() -> None:
     if arguments.json:
         print(json.dumps(result))
     else:
-        print(f"regard {result['regard_tokens_per_second']:,.0f}, plain {result['plain_tokens_per_second']:,.0f} "
-              f"tokens/s; ratio {result['ratio']:.2f} ({result['ratio_min']:.2f} to {result['ratio_max']:.2f})")
+        for name, values in speeds.items():
+            print(f"{name:<8} {statistics.median(values):>8,.0f} tokens/s")
+        print(f"regard / plain {result['ratio']:.2f} ({result['ratio_min']:.2f} to {result['ratio_max']:.2f}), "
+              f"float32 / plain {result['ratio_float32']:.2f}")
 
 
 if __name__ == "__main__":

@@ -54,6 +54,22 @@ def test_a_training_learns_and_leaves_what_it_promises(corpus, tmp_path):
     assert run.best() == run.step_path(best["step"]) and state["best_step"] == best["step"]
 
 
+def test_every_epoch_is_read_in_its_order_and_each_row_of_figures_is_about_its_own_window(corpus, tmp_path):
+    trainer, _ = trainer_of(make_config(corpus, steps=20, log_every=3, batch_tokens=100), tmp_path / "run")
+    read, updates = [], []
+    batches_of, update = trainer.order.update, trainer.update
+    trainer.order.update = lambda epoch, position: read.append((epoch, position)) or batches_of(epoch, position)
+    trainer.update = lambda batches: updates.append((batches[0].tokens, *update(batches))) or updates[-1][1:]
+    trainer.fit(Stop())
+    plan = [(epoch, position) for epoch in range(20) for position in range(trainer.order.updates(epoch))]
+    assert read == plan[:20] and read[-1][0] > 1
+    assert (trainer.standing.epoch, trainer.standing.position) == plan[20]
+    for row in (row for row in trainer.run.metrics() if row["kind"] == "train"):
+        tokens, losses, norms = zip(*updates[row["step"] - 3 : row["step"]], strict=True)
+        assert row["loss"] == pytest.approx(sum(losses) / sum(tokens)) and row["gradient_norm"] == norms[-1]
+        assert row["epoch"] == plan[row["step"]][0]
+
+
 def test_training_again_what_is_done_changes_nothing(corpus, tmp_path):
     config = make_config(corpus, average=2)
     run = train(config, tmp_path / "run", quiet=True)

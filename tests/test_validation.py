@@ -21,7 +21,11 @@ def prepared(corpus, **train):
     config = make_config(corpus, decode={"max_length": 6}, **train)
     tokenizers = Tokenizers.train(config.tokenizer, read_pairs(config.data.train[0], config.data.root))
     torch.manual_seed(1)
-    return config, tokenizers, build_model(model_config("after-general"), *(side.size for side in tokenizers))
+    model = build_model(model_config("after-general"), *(side.size for side in tokenizers))
+    with torch.no_grad():
+        for weights in model.parameters():
+            weights += torch.randn_like(weights)
+    return config, tokenizers, model
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 4096])
@@ -40,6 +44,7 @@ def test_scores(corpus, metric, score, batch_tokens, monkeypatch):
         surprise -= float(forced(model.eval(), batch).sum())
         tokens += batch.tokens
         outputs += tokenizers.target.decode([greedy(model, batch, Limits(6))[0].tokens])
+    assert len(set(outputs)) > 3
     expected = {"loss": pytest.approx(surprise / tokens, abs=1e-5)}
     if metric == "bleu":
         expected[metric] = pytest.approx(score(outputs, validation.pairs.targets, "none").value)
