@@ -6,7 +6,8 @@ import pytest
 import torch
 from pydantic import TypeAdapter
 
-from regard.config import AnyModelConfig, parse_config
+from regard.config import parse_config
+from regard.config_model import DECODERS, ENCODERS, AnyModelConfig, MixedConfig
 from regard.data.batches import Batch
 from regard.model.seq2seq import build_model
 
@@ -14,6 +15,7 @@ SOURCE_SIZE, TARGET_SIZE = 11, 9
 
 RNN = {"kind": "rnn", "width": 8, "layers": 1, "dropout": 0.0}
 TRANSFORMER = {"kind": "transformer", "width": 8, "layers": 2, "dropout": 0.0, "heads": 2, "feedforward": 12}
+CONV = {"kind": "conv", "width": 8, "layers": 2, "dropout": 0.0}
 
 MODELS = {
     "transformer-pre": TRANSFORMER,
@@ -35,8 +37,50 @@ MODELS = {
     "after-general": RNN | {"attention": "after", "score": "general", "cell": "lstm", "layers": 2},
     "after-concat": RNN | {"attention": "after", "score": "concat", "bidirectional": False},
     "after-additive": RNN | {"attention": "after", "score": "additive", "layers": 2, "reverse_source": True},
+    "fixed-project": RNN | {"cell": "lstm", "summary": "project", "context": "every_step"},
+    "fixed-input-only": RNN | {"context": "input_only", "layers": 2, "residual": True},
+    "fixed-residual-variational": RNN | {"cell": "lstm", "layers": 3, "residual": True, "variational_dropout": True},
+    "before-residual-variational": RNN | {"attention": "before", "layers": 2, "residual": True,
+                                          "variational_dropout": True},
+    "before-local-m": RNN | {"attention": "before", "window": "local_m", "window_radius": 1, "cell": "lstm"},
+    "before-local-p": RNN | {"attention": "before", "score": "general", "window": "local_p", "window_radius": 2},
+    "after-local-m": RNN | {"attention": "after", "score": "dot", "window": "local_m", "window_radius": 2},
+    "after-local-p": RNN | {"attention": "after", "window": "local_p", "window_radius": 2, "cell": "lstm",
+                            "reverse_source": True},
+    "after-feeding": RNN | {"attention": "after", "score": "general", "input_feeding": True, "cell": "lstm"},
+    "after-feeding-local-m": RNN | {"attention": "after", "score": "concat", "input_feeding": True, "layers": 2,
+                                    "window": "local_m", "window_radius": 1, "variational_dropout": True},
+    "before-coverage": RNN | {"attention": "before", "score": "general", "coverage": True, "layers": 2},
+    "after-coverage": RNN | {"attention": "after", "coverage": True, "cell": "lstm"},
+    "after-feeding-coverage": RNN | {"attention": "after", "score": "dot", "coverage": True, "input_feeding": True},
+    "before-copy": RNN | {"attention": "before", "copy": True, "tie": "all", "cell": "elman"},
+    "after-copy": RNN | {"attention": "after", "score": "scaled_dot", "copy": True, "tie": "all"},
+    "after-everything": RNN | {"attention": "after", "copy": True, "tie": "all", "coverage": True, "layers": 2,
+                               "input_feeding": True, "window": "local_p", "window_radius": 2, "residual": True,
+                               "reverse_source": True, "cell": "lstm"},
+    "conv": CONV,
+    "conv-kernel-2-reversed": CONV | {"kernel": 2, "tie": "none", "layers": 1, "reverse_source": True},
+    "conv-kernel-5": CONV | {"kernel": 5, "tie": "all", "layers": 3},
+    "transformer-none": TRANSFORMER | {"positions": "none", "encoder_layers": 1, "decoder_layers": 3},
+    "transformer-learned": TRANSFORMER | {"positions": "learned", "norm": "post", "norm_kind": "rms"},
+    "transformer-relative": TRANSFORMER | {"positions": "relative", "kv_heads": 1, "encoder_layers": 1},
+    "transformer-relative-reversed": TRANSFORMER | {"positions": "relative", "reverse_source": True},
+    "transformer-rotary": TRANSFORMER | {"positions": "rotary", "heads": 4, "kv_heads": 2, "norm_kind": "rms",
+                                         "activation": "swiglu"},
+    "transformer-alibi-reversed": TRANSFORMER | {"positions": "alibi", "heads": 4, "reverse_source": True},
+    "mixed-transformer-after": {"encoder": TRANSFORMER, "decoder": RNN | {"width": 6, "attention": "after",
+                                                                          "score": "general"}},
+    "mixed-transformer-before": {"encoder": TRANSFORMER | {"positions": "rotary"}, "tie": "none", "reverse_source": True,
+                                 "decoder": RNN | {"width": 6, "attention": "before", "coverage": True}},
+    "mixed-rnn-transformer": {"encoder": RNN | {"width": 6, "cell": "lstm"}, "decoder": TRANSFORMER},
+    "mixed-conv-after": {"encoder": CONV, "tie": "all", "decoder": RNN | {
+        "attention": "after", "score": "dot", "input_feeding": True, "copy": True}},
+    "mixed-rnn-conv": {"encoder": RNN | {"width": 6}, "decoder": CONV},
+    "mixed-transformer-conv": {"encoder": TRANSFORMER, "decoder": CONV | {"width": 6}},
+    "mixed-conv-transformer": {"encoder": CONV | {"width": 6}, "decoder": TRANSFORMER | {"positions": "relative"}},
+    "fixed-mixed-widths": {"encoder": RNN | {"width": 6}, "decoder": RNN | {"cell": "lstm", "context": "every_step"}},
 }
-FAMILIES = ["fixed-gru-every-step", "before-additive", "after-general", "transformer-pre"]
+FAMILIES = ["fixed-gru-every-step", "before-additive", "after-general", "conv", "transformer-pre", "after-everything"]
 """One model of each way a decoder meets the source."""
 
 
@@ -45,16 +89,27 @@ def _one_thread():
     torch.set_num_threads(1)
 
 
+def model_settings(name, **changes):
+    """A row of `MODELS` with changes; those of a side go into both sides of a mixed model, where they have them."""
+    settings = dict(MODELS[name])
+    if "encoder" not in settings:
+        return settings | changes
+    for side, families in (("encoder", ENCODERS), ("decoder", DECODERS)):
+        known = families[settings[side]["kind"]].model_fields
+        settings[side] = settings[side] | {key: value for key, value in changes.items() if key in known}
+    return settings | {key: value for key, value in changes.items() if key in MixedConfig.model_fields}
+
+
 def model_config(name, **changes):
-    """The [model] section of a row of `MODELS`."""
-    return TypeAdapter(AnyModelConfig).validate_python(MODELS[name] | changes)
+    """The [model] section of a row of `MODELS`, with changes."""
+    return TypeAdapter(AnyModelConfig).validate_python(model_settings(name, **changes))
 
 
-def make_model(name, seed=1, **changes):
+def make_model(name, seed=1, sizes=(SOURCE_SIZE, TARGET_SIZE), **changes):
     """A model of `MODELS` in float64 and eval mode, its weights larger than at birth, so that outputs differ."""
     torch.manual_seed(seed)
-    source_size = TARGET_SIZE if MODELS[name].get("tie") == "all" else SOURCE_SIZE
-    model = build_model(model_config(name, **changes), source_size, TARGET_SIZE).double().eval()
+    source_size, target_size = (sizes[1], sizes[1]) if MODELS[name].get("tie") == "all" else sizes
+    model = build_model(model_config(name, **changes), source_size, target_size).double().eval()
     with torch.no_grad():
         for weights in model.parameters():
             weights += 0.2 * torch.randn_like(weights)
@@ -86,7 +141,7 @@ def make_config(folder, name="transformer-pre", *, decode=(), model=(), **train)
     return parse_config({
         "data": {"train": [corpora["train"]], "valid": corpora["valid"], "bleu_tokenize": "none"},
         "tokenizer": {"kind": "space"},
-        "model": MODELS[name] | {"dropout": 0.2} | dict(model),
+        "model": model_settings(name, **{"dropout": 0.2} | dict(model)),
         "train": settings | train,
         "decode": {"beam": 2, "max_source_tokens": 20} | dict(decode),
     }, "test", folder)

@@ -6,7 +6,9 @@ import pytest
 
 from conftest import MODELS
 from regard.config import parse_config, read_config, write_config
+from regard.config_model import RNNConfig
 from regard.errors import ConfigError
+from regard.model.seq2seq import build_model
 
 DATA = {"train": [{"pairs": "train.tsv"}], "valid": {"source": "valid.en", "target": "valid.de"}}
 RNN, TRANSFORMER = {"kind": "rnn"}, {"kind": "transformer"}
@@ -67,7 +69,21 @@ def test_faulty_overrides(override, message, tmp_path):
 
 FAULTS = {
     "a key with a near match": ({"model": RNN | {"widht": 8}}, '[model]: unknown key "widht". Did you mean "width"?'),
-    "another family's key": ({"model": RNN | {"heads": 2}}, '[model]: unknown key "heads". Known keys: width, layers'),
+    "another family's key": ({"model": RNN | {"heads": 2}},
+                             '[model]: unknown key "heads". It belongs to kind = "transformer", and this is kind = "r'),
+    "a window on a Transformer": ({"model": TRANSFORMER | {"window": "local_m"}},
+                                  '[model]: unknown key "window". It belongs to kind = "rnn", and this is kind = "tra'),
+    "a decoder's key in an encoder": ({"model": {"encoder": RNN | {"score": "dot"}, "decoder": RNN}},
+                                      '[model.encoder]: unknown key "score". It is a decoder\'s: give it in [model.de'),
+    "a key beside the sides": ({"model": {"encoder": RNN, "decoder": RNN, "width": 8}},
+                               '[model]: unknown key "width". Beside [model.encoder] and [model.decoder] it belongs'),
+    "a strange key of a side": ({"model": {"encoder": RNN, "decoder": TRANSFORMER | {"widht": 8}}},
+                                '[model.decoder]: unknown key "widht". Did you mean "width"?'),
+    "a strange key beside the sides": ({"model": {"encoder": RNN, "decoder": RNN, "tei": "all"}},
+                                       '[model]: unknown key "tei". Did you mean "tie"?'),
+    "one side alone": ({"model": {"encoder": RNN}}, 'my.toml, [model]: "decoder" is missing.'),
+    "no kind of a side": ({"model": {"encoder": {}, "decoder": RNN}},
+                          'my.toml, [model.encoder]: kind must be "rnn", "conv" or "transformer".'),
     "a strange key": ({"decode": {"zzz": 1}}, '[decode]: unknown key "zzz". Known keys: beam, length_penalty, max_'),
     "a strange section": ({"trian": {}}, 'my.toml: unknown key "trian". Did you mean "train"?'),
     "a key of a corpus": ({"data": DATA | {"train": [DATA["valid"], {"pair": "x"}]}},
@@ -76,9 +92,11 @@ FAULTS = {
                           '[tokenizer.source]: unknown key "knid". Did you mean "kind"?'),
     "a missing key": ({"data": {"train": [DATA["valid"]]}}, 'my.toml, [data]: "valid" is missing.'),
     "a missing section": ({"model": None}, 'my.toml: "model" is missing.'),
-    "no kind": ({"model": {}}, 'my.toml, [model]: kind must be "rnn" or "transformer"; this version has no other.'),
-    "another kind": ({"model": {"kind": "conv"}}, 'my.toml, [model]: kind must be "rnn" or "transformer"'),
-    "no section": ({"model": 3}, "my.toml: model = 3: input should be a valid dictionary"),
+    "no kind": ({"model": {}}, 'my.toml, [model]: kind must be "rnn", "conv" or "transformer", or give [model.encoder] '
+                               "and [model.decoder], each with its own."),
+    "another kind": ({"model": {"kind": "cnn"}}, 'my.toml, [model]: kind must be "rnn", "conv" or "transformer", or'),
+    "no section": ({"model": 3}, 'my.toml, [model]: kind must be "rnn", "conv" or "transformer", or give'),
+    "no subsection": ({"train": 3}, "my.toml: train = 3: input should be a valid dictionary"),
     "a wrong type": ({"model": RNN | {"width": "wide"}}, "[model]: width = 'wide': input should be a valid integer"),
     "out of range": ({"train": {"steps": 0}}, "[train]: steps = 0: input should be greater than or equal to 1."),
     "dropout of 1": ({"model": RNN | {"dropout": 1.0}}, "[model]: dropout = 1.0: input should be less than 1."),
@@ -91,20 +109,8 @@ FAULTS = {
     "half a corpus": ({"data": DATA | {"valid": {"source": "valid.en"}}},
                       "[data.valid]: a corpus is { source = FILE, target = FILE } or { pairs = FILE }."),
     "a corpus and a half": ({"data": DATA | {"valid": DATA["valid"] | {"pairs": "x"}}}, "[data.valid]: a corpus is {"),
-    "heads": ({"model": TRANSFORMER | {"width": 10, "heads": 4}}, "[model]: heads = 4 do not divide width = 10."),
-    "odd sines": ({"model": TRANSFORMER | {"width": 9, "heads": 3}},
-                  '[model]: positions = "sinusoidal" needs an even width, and width = 9.'),
-    "odd directions": ({"model": RNN | {"width": 9}}, "[model]: bidirectional = true needs an even width, and width"),
-    "context and attention": ({"model": RNN | {"attention": "after", "context": "every_step"}},
-                              '[model]: context = "every_step" feeds the fixed vector at each step, which attention ='),
-    "score without attention": ({"model": RNN | {"score": "dot"}},
-                                '[model]: score = "dot" means nothing with attention = "none": set attention ='),
     "one side": ({"tokenizer": {"source": {"kind": "bpe"}}},
                  "[tokenizer]: [tokenizer.source] and [tokenizer.target] come together: give both or neither."),
-    "tied, parted": ({"model": RNN | {"tie": "all"}, "tokenizer": {"shared": False}},
-                     'my.toml: [model] tie = "all" needs one vocabulary for both sides: set [tokenizer] shared ='),
-    "tied, two sides": ({"model": RNN | {"tie": "all"}, "tokenizer": {"source": {}, "target": {}}},
-                        'my.toml: [model] tie = "all" needs one vocabulary for both sides'),
 }
 
 
@@ -118,13 +124,96 @@ def test_faults(fault):
     assert "\n" not in str(error.value)
 
 
+DOT = {"attention": "after", "score": "dot"}
+MISFITS = {
+    "heads": (TRANSFORMER | {"width": 10, "heads": 4}, "heads = 4 do not divide width = 10: heads = 2 would."),
+    "key heads": (TRANSFORMER | {"heads": 8, "kv_heads": 3},
+                  "kv_heads = 3 do not divide heads = 8: kv_heads = 2 would"),
+    "odd sines": (TRANSFORMER | {"width": 9, "heads": 3},
+                  'positions = "sinusoidal" needs an even width, and width = 9: use width = 10.'),
+    "odd turns": (TRANSFORMER | {"width": 12, "positions": "rotary"},
+                  'positions = "rotary" turns pairs of values in each head, and width = 12 / heads = 4 is no even '
+                  "number: use width = 16."),
+    "places not learned": (TRANSFORMER | {"max_positions": 9},
+                           'max_positions = 9 means nothing with positions = "sinusoidal": use positions = "learned"'),
+    "too few places": (TRANSFORMER | {"positions": "learned", "max_positions": 300},
+                       "max_positions = 300 is too few for [decode] max_source_tokens = 1024 and </s>: use "
+                       "max_positions = 1025, or lower [decode] max_source_tokens."),
+    "too few places of an output": ({"encoder": RNN, "decoder": {"kind": "conv", "max_positions": 256}},
+                                    "max_positions = 256 is too few for [data] max_tokens = 256 and </s>: use "
+                                    "max_positions = 257, or lower [data] max_tokens."),
+    "too many layers": (TRANSFORMER | {"layers": 3, "encoder_layers": 1, "decoder_layers": 2},
+                        "layers = 3 means nothing where encoder_layers and decoder_layers are both given"),
+    "odd directions": (RNN | {"width": 9}, "bidirectional = true needs an even width, and width = 9: use width"),
+    "nothing to add": (RNN | {"layers": 1, "residual": True}, "residual = true means nothing with layers = 1: use"),
+    "context and attention": (RNN | {"attention": "after", "context": "every_step"},
+                              'context = "every_step" feeds the fixed vector at each step, which attention = "after" '
+                              'replaces: use context = "initial" or attention = "none".'),
+    "context alone and attention": (RNN | {"attention": "before", "context": "input_only"}, 'context = "input_only" f'),
+    **{f"{name} without attention": (RNN | {name: value}, f'{name} = {text} means nothing with attention = "none": set '
+                                     f'attention = "before" or "after", or leave {name} out.')
+       for name, value, text in (("score", "dot", '"dot"'), ("input_feeding", True, "true"), ("copy", True, "true"),
+                                 ("window", "local_p", '"local_p"'), ("coverage", True, "true"))},
+    "fed twice": (RNN | {"attention": "before", "input_feeding": True},
+                  'input_feeding = true means nothing with attention = "before", where the context enters the cell'),
+    "a radius of everything": (RNN | {"attention": "after", "window_radius": 3},
+                               'window_radius = 3 means nothing with window = "global": use window = "local_m" or'),
+    "unlike widths": ({"encoder": RNN | {"width": 64}, "decoder": RNN | DOT},
+                      'decoder.score = "dot" compares vectors of one width, and encoder.width = 64, decoder.width = '
+                      '256: use score = "general", "concat" or "additive", or equal widths.'),
+    "tied widths": ({"tie": "all", "encoder": RNN | {"width": 64}, "decoder": TRANSFORMER},
+                    'tie = "all" needs one width, and encoder.width = 64, decoder.width = 256: use tie = "decoder"'),
+    "a summary for nobody": ({"encoder": RNN | {"summary": "max"}, "decoder": TRANSFORMER},
+                             'encoder.summary = "max" means nothing with decoder.kind = "transformer", which looks'),
+    "a side of its own": ({"encoder": RNN | {"width": 9}, "decoder": RNN}, "encoder: bidirectional = true needs an"),
+}
+
+
+@pytest.mark.parametrize("misfit", MISFITS)
+def test_settings_that_do_not_fit(misfit):
+    model, message = MISFITS[misfit]
+    with pytest.raises(ConfigError) as error:
+        parse(model)
+    line, *others = str(error.value).splitlines()
+    assert line.startswith(f"my.toml, [model]: {message}") and line.endswith(".")
+    assert all("max_positions" in other for other in others)
+
+
+@pytest.mark.parametrize("tokenizer", [{"shared": False}, {"source": {}, "target": {}}], ids=["parted", "two sides"])
+def test_one_table_and_copying_need_one_vocabulary(tokenizer):
+    with pytest.raises(ConfigError) as error:
+        parse(RNN | {"tie": "all", "attention": "before", "copy": True}, tokenizer=tokenizer)
+    assert str(error.value).splitlines() == [
+        'my.toml, [model]: tie = "all" needs one vocabulary for both sides: set [tokenizer] shared = true, or tie = '
+        '"decoder".',
+        "my.toml, [model]: copy = true needs a target vocabulary that holds the source's tokens: set [tokenizer] "
+        "shared = true, or leave copy out.",
+    ]
+
+
+def test_a_loss_of_coverage_needs_coverage():
+    with pytest.raises(ConfigError, match=r"coverage_loss = 1.0 means nothing without coverage = true: set it, or le"):
+        parse(RNN | {"attention": "after"}, train={"coverage_loss": 1.0})
+
+
 def test_several_faults_are_told_at_once():
     with pytest.raises(ConfigError) as error:
-        parse(RNN | {"width": 9, "attention": "before", "context": "every_step"}, train={"steps": 0, "stpes": 1})
+        parse(RNN, train={"steps": 0, "stpes": 1})
     lines = str(error.value).splitlines()
-    assert len(lines) == 3
-    assert "needs an even width, and width = 9; context =" in lines[0]
-    assert "[train]: steps = 0" in lines[1] and 'unknown key "stpes"' in lines[2]
+    assert len(lines) == 2 and "[train]: steps = 0" in lines[0] and 'unknown key "stpes"' in lines[1]
+
+
+def test_unknown_keys_do_not_hide_what_does_not_fit():
+    with pytest.raises(ConfigError) as error:
+        parse(TRANSFORMER | {"heads": 3, "kv_heads": 2, "window": "local_m"}, train={"stpes": 1})
+    lines = str(error.value).splitlines()
+    assert ['unknown key "window"' in lines[0], 'unknown key "stpes"' in lines[1]] == [True, True]
+    assert "heads = 3 do not divide width = 256" in lines[2] and "kv_heads = 2 do not divide heads = 3" in lines[3]
+
+
+def test_a_program_is_told_the_same():
+    with pytest.raises(ConfigError, match=r"^\[model\]: residual = true means .*; bidirectional = true needs an"):
+        build_model(RNNConfig(kind="rnn", width=9, layers=1, residual=True), 8, 8)
 
 
 def test_a_config_cannot_be_changed():

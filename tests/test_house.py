@@ -8,10 +8,11 @@ import pytest
 SOURCE = Path(__file__).parent.parent / "src" / "regard"
 FLOORS = {
     "errors": 0,
-    "config": 1, "text": 1,
+    "config": 1, "config_model": 1, "text": 1,
     "data": 2,
     "model.attention": 3, "model.positions": 3, "model.state": 3, "model.layers": 3,
-    "model.rnn": 4, "model.transformer": 4,
+    "model.pointer": 3,
+    "model.rnn": 4, "model.conv": 4, "model.transformer": 4,
     "model.seq2seq": 5,
     "decode": 6, "look": 6, "metrics": 6,
     "training": 7,

@@ -6,7 +6,7 @@ from torch.nn import functional
 
 from conftest import make_batch, make_model
 from regard.training import objective
-from regard.training.objective import cross_entropy, loss_of
+from regard.training.objective import coverage_loss, cross_entropy, loss_of
 
 ROWS, WIDTH, SIZE = 20, 6, 11
 
@@ -60,3 +60,32 @@ def test_the_loss_of_a_batch_is_over_its_real_tokens_in_any_pieces():
             for part in parts for ids, masks in ((part.source, part.source_mask), (part.target_out, part.target_mask))]
     whole = type(batch).of([rows[0][0], rows[2][0]], [rows[1][0], rows[3][0]])
     torch.testing.assert_close(loss_of(model, whole)[0], sum(loss_of(model, part)[0] for part in parts))
+
+
+def test_the_loss_of_a_model_that_copies_is_its_equation(monkeypatch):
+    monkeypatch.setattr(objective, "PIECE", 12)  # two sentences of the batch at a time
+    model, batch = make_model("after-copy"), make_batch()
+    log_p = model.log_probabilities(model(batch), batch.source)
+    targets = batch.target_out.masked_fill(~batch.target_mask, -100)
+    surprise = functional.nll_loss(log_p.transpose(1, 2), targets, reduction="sum")
+    expected = 0.9 * surprise - 0.1 * log_p.mean(-1)[batch.target_mask].sum()
+    found = loss_of(model, batch, 0.1)
+    torch.testing.assert_close(found, (expected, surprise))
+    weights = list(model.parameters())
+    torch.testing.assert_close(torch.autograd.grad(found[0], weights), torch.autograd.grad(expected, weights))
+
+
+def test_coverage_loss_is_its_equation():
+    weights = torch.rand(2, 4, 3, dtype=torch.float64).softmax(-1)
+    mask = torch.tensor([[True] * 4, [True, True, False, False]])
+    expected = 0.0
+    for row, length in enumerate(mask.sum(1).tolist()):
+        for t in range(length):
+            for i in range(3):
+                expected += min(float(weights[row, t, i]), float(weights[row, :t, i].sum()))
+    assert float(coverage_loss(weights, mask)) == pytest.approx(expected)
+    model, batch, taps = make_model("after-coverage"), make_batch(), {}
+    model(batch, taps)
+    extra = loss_of(model, batch, 0.1, coverage=2.0)[0] - loss_of(model, batch, 0.1)[0]
+    torch.testing.assert_close(extra, 2 * coverage_loss(taps["cross.0"], batch.target_mask))
+    assert loss_of(model, batch, coverage=2.0)[1] == loss_of(model, batch)[1]

@@ -1,4 +1,7 @@
-"""The RNN encoder against torch's own with packed sequences, the decoders against plain loops from the papers."""
+"""The RNN encoder against torch's own with packed sequences, the decoders against plain loops from the papers.
+
+B batch, S source length, T target length, E the memory's width.
+"""
 
 import pytest
 import torch
@@ -6,10 +9,13 @@ from torch import nn
 
 from conftest import make_batch, model_config
 from regard.model.layers import Embedding
-from regard.model.rnn import CELLS, Cell, RNNDecoder, RNNEncoder, parts_of, reverse
+from regard.model.pointer import mixed_log_probabilities
+from regard.model.rnn import CELLS, Cell, RNNDecoder, RNNEncoder, SequenceDropout, parts_of, reverse
+from regard.model.state import Memory
+from test_attention import looked, normal
 
 CELL_STEPS = {"elman": nn.RNNCell, "gru": nn.GRUCell, "lstm": nn.LSTMCell}
-WIDTH = 8
+WIDTH, MEMORY_WIDTH = 8, 6
 
 
 @pytest.fixture(autouse=True)
@@ -77,41 +83,106 @@ def test_a_cell_goes_on_from_its_state(cell):
         same(end[name], last[name])
 
 
-class Plain:
-    """A decoder's cells, one step and one row at a time, with the weights of one of ours."""
+@pytest.mark.parametrize("cell", CELLS)
+def test_the_steps_of_a_cell_are_torchs_and_so_are_their_gradients(cell):
+    """What search and the loops of a decoder run, against the fused kernel, float64 and float32."""
+    for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 1e-5)):
+        ours, x = Cell(cell, 5, 4).to(dtype), torch.randn(2, 6, 5, dtype=dtype)
+        start = {name: torch.randn(2, 4, dtype=dtype) for name in parts_of(cell)}
+        parts = [part[None] for part in start.values()]
+        expected, last = ours.rnn(x, tuple(parts) if cell == "lstm" else parts[0])
+        state, hidden = start, []
+        for gates in (ours.gates(x[..., :3]) + x[..., 3:] @ ours.part("weight_ih")[:, 3:].T).unbind(1):
+            state = ours.step(gates, state)
+            hidden.append(state["hidden"])
+        found = torch.stack(hidden, dim=1)
+        torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
+        for end, right in zip(state.values(), last if cell == "lstm" else (last,), strict=True):
+            torch.testing.assert_close(end, right[0], rtol=tolerance, atol=tolerance)
+        weights, upstream = list(ours.parameters()), torch.randn_like(found)
+        gradients, rights = (torch.autograd.grad(each, weights, upstream) for each in (found, expected))
+        for gradient, right in zip(gradients, rights, strict=True):
+            torch.testing.assert_close(gradient, right, rtol=tolerance, atol=tolerance)
+        single, after = ours(x[:, :1], start)
+        torch.testing.assert_close(single, expected[:, :1], rtol=tolerance, atol=tolerance)
+        assert torch.equal(after["hidden"], single[:, 0])
 
-    def __init__(self, decoder, cell, memory):
-        self.decoder, self.memory, self.kind = decoder, memory, cell
+
+def a_memory():
+    """Random states, and values of their own, as a convolutional encoder's; sources of 7, 3 and 1 tokens."""
+    mask = torch.arange(7) < torch.tensor([[7], [3], [1]])
+    states = normal(3, 7, MEMORY_WIDTH)
+    source = torch.randint(3, 9, (3, 7)).masked_fill(~mask, 0)
+    return Memory(states, mask, normal(3, MEMORY_WIDTH), source, normal(3, 7, MEMORY_WIDTH))
+
+
+def a_decoder(settings):
+    """A decoder whose weights are larger than at birth, so that a step that is left out shows."""
+    decoder = RNNDecoder(settings, Embedding(9, WIDTH), MEMORY_WIDTH).double()
+    with torch.no_grad():
+        for weights in decoder.parameters():
+            weights += 0.3 * torch.randn_like(weights)
+    return decoder
+
+
+class Plain:
+    """A decoder's equations, one step at a time, with the weights of one of ours and the masks that it has drawn."""
+
+    def __init__(self, decoder, settings, memory, masks=None):
+        self.decoder, self.settings, self.memory, self.masks, self.t = decoder, settings, memory, masks, 0
         self.cells = []
         for layer in decoder.layers:
-            step = CELL_STEPS[cell](layer.rnn.input_size, WIDTH).double()
+            step = CELL_STEPS[settings.cell](layer.rnn.input_size, WIDTH).double()
             step.load_state_dict({name.removesuffix("_l0"): weights for name, weights in layer.rnn.named_parameters()})
             self.cells.append(step)
         start = torch.tanh(decoder.bridge(memory.summary)).split(WIDTH, dim=-1)
-        parts = len(parts_of(cell))
+        parts = len(parts_of(settings.cell))
         self.states = [start[index * parts : (index + 1) * parts] for index in range(len(self.cells))]
+        self.coverage = torch.zeros(memory.mask.shape, dtype=torch.float64)
+        self.fed = torch.zeros(len(memory.mask), WIDTH, dtype=torch.float64)
 
     @property
     def top(self):
         return self.states[-1][0]
 
+    def dropped(self, x, place):
+        """x times its mask: that of a layer's input, or the last, that of the output."""
+        return x if self.masks is None else x * self.masks[place][:, self.t % self.masks[place].shape[1]]
+
     def step(self, x):
         for index, (cell, state) in enumerate(zip(self.cells, self.states, strict=True)):
-            after = cell(x, state if self.kind == "lstm" else state[0])
+            after = cell(self.dropped(x, index), state if self.settings.cell == "lstm" else state[0])
             self.states[index] = after if isinstance(after, tuple) else (after,)
-            x = self.states[index][0]
+            x = self.states[index][0] + (x if self.settings.residual and index else 0)
         return x
 
     def look(self, query):
-        """Softmax over the real positions of each row, and the sum of their states."""
-        score, contexts = self.decoder.attention.score, []
-        for row, mask in enumerate(self.memory.mask):
-            states = self.memory.states[row][mask]
-            contexts.append(torch.softmax(score(query[row][None], states), dim=-1)[0] @ states)
-        return torch.stack(contexts)
+        """The context of each row, whose sum of weights is kept as its coverage."""
+        form = {"score": self.settings.score, "window": self.settings.window, "radius": self.settings.window_radius,
+                "coverage": self.settings.coverage}
+        self.weights = torch.zeros(self.memory.mask.shape, dtype=torch.float64)
+        for row, S in enumerate(self.memory.mask.sum(1).tolist()):
+            self.weights[row, :S] = looked(self.decoder.attention, form, query[row], self.memory.states[row, :S],
+                                           self.t, self.coverage[row])
+        self.coverage = self.coverage + self.weights
+        self.context = torch.stack([weights @ values for weights, values in zip(self.weights, self.memory.values,
+                                                                                strict=True)])
+        return self.context
 
     def read(self, hidden, context):
+        self.hidden = hidden
         return torch.tanh(self.decoder.readout(torch.cat([context, hidden], dim=-1)))
+
+    def features(self, equations, x):
+        """What our decoder gives for one token: the output, and what See et al. need besides, eq. 8."""
+        features = self.dropped(equations(self, x), -1)
+        if self.settings.copy:
+            gate = self.decoder.gate
+            logit = torch.cat([self.context, self.hidden, x], dim=-1) @ gate.weight[0] + gate.bias
+            shares = self.weights / self.weights.sum(-1, keepdim=True)
+            features = torch.cat([features, logit[:, None], shares], dim=-1)
+        self.t += 1
+        return features
 
 
 def sutskever(plain, x):
@@ -121,6 +192,10 @@ def sutskever(plain, x):
 def cho(plain, x):
     context = plain.memory.summary
     return plain.read(plain.step(torch.cat([x, context], dim=-1)), context)
+
+
+def context_alone(plain, x):
+    return plain.step(plain.memory.summary)
 
 
 def bahdanau(plain, x):
@@ -133,30 +208,148 @@ def luong(plain, x):
     return plain.read(hidden, plain.look(hidden))
 
 
+def luong_feeding(plain, x):
+    hidden = plain.step(torch.cat([x, plain.fed], dim=-1))
+    plain.fed = plain.read(hidden, plain.look(hidden))
+    return plain.fed
+
+
+BEFORE, AFTER = {"attention": "before", "score": "additive"}, {"attention": "after", "score": "general"}
+FEEDING = AFTER | {"input_feeding": True}
+LOCAL_M = {"window": "local_m", "window_radius": 1}
+LOCAL_P = {"window": "local_p", "window_radius": 2}
+PAPERS = {
+    "Sutskever": (sutskever, {}),
+    "Sutskever residual": (sutskever, {"layers": 3, "residual": True}),
+    "Cho": (cho, {"context": "every_step"}),
+    "input only": (context_alone, {"context": "input_only"}),
+    "Bahdanau": (bahdanau, BEFORE),
+    "Bahdanau local-m": (bahdanau, BEFORE | LOCAL_M),
+    "Bahdanau local-p residual": (bahdanau, BEFORE | LOCAL_P | {"residual": True}),
+    "Bahdanau coverage": (bahdanau, BEFORE | {"coverage": True}),
+    "Bahdanau copy": (bahdanau, BEFORE | {"copy": True}),
+    "Luong": (luong, AFTER),
+    "Luong local-m": (luong, AFTER | LOCAL_M),
+    "Luong local-p copy": (luong, AFTER | LOCAL_P | {"copy": True}),
+    "Luong coverage copy": (luong, AFTER | {"coverage": True, "copy": True, "score": "concat"}),
+    "Luong feeding": (luong_feeding, FEEDING),
+    "Luong feeding local-m coverage": (luong_feeding, FEEDING | LOCAL_M | {"coverage": True}),
+    "Luong with everything": (luong_feeding, FEEDING | LOCAL_P | {"coverage": True, "copy": True, "residual": True}),
+}
+
+
 @pytest.mark.parametrize("cell", CELLS)
-@pytest.mark.parametrize("step, settings", [
-    (sutskever, {}), (cho, {"context": "every_step"}), (bahdanau, {"attention": "before", "score": "additive"}),
-    (luong, {"attention": "after", "score": "general"}),
-], ids=["Sutskever", "Cho", "Bahdanau", "Luong"])
-def test_decoder_is_the_papers_loop(step, settings, cell):
-    settings = config(cell=cell, layers=2, **settings)
-    batch = make_batch()
-    memory = RNNEncoder(settings, Embedding(11, WIDTH)).double()(batch.source, batch.source_mask)
-    decoder = RNNDecoder(settings, Embedding(9, WIDTH)).double()
-    features, _ = decoder(batch.target_in, decoder.start(memory))
-    plain = Plain(decoder, cell, memory)
-    for position, x in enumerate(decoder.embedding(batch.target_in).unbind(1)):
-        same(features[:, position], step(plain, x))
+@pytest.mark.parametrize("name", PAPERS)
+def test_decoder_is_the_papers_loop(name, cell):
+    equations, changes = PAPERS[name]
+    settings = config(cell=cell, **{"layers": 2} | changes)
+    decoder, memory, tokens = a_decoder(settings), a_memory(), torch.randint(9, (3, 5))
+    features, _ = decoder(tokens, decoder.start(memory))
+    plain = Plain(decoder, settings, memory)
+    for position, x in enumerate(decoder.embedding(tokens).unbind(1)):
+        same(features[:, position], plain.features(equations, x))
 
 
-@pytest.mark.parametrize("place", ["none", "before", "after"])
-def test_dropout_is_on_in_training_alone(place):
-    settings = config(dropout=0.5, attention=place)
-    batch, encoder = make_batch(), RNNEncoder(settings, Embedding(11, WIDTH))
-    decoder = RNNDecoder(settings, Embedding(9, WIDTH))
+def drawn(module, monkeypatch):
+    """A list of the masks that a module draws from now on, float (B, T or 1, inputs)."""
+    masks, mask = [], module.dropout.mask
 
-    def features(training):
-        memory = encoder.train(training)(batch.source, batch.source_mask)
-        return decoder.train(training)(batch.target_in, decoder.start(memory))[0]
+    def draw(shape, like):
+        masks.append(mask(shape, like))
+        return masks[-1]
 
-    assert not torch.equal(features(True), features(True)) and torch.equal(features(False), features(False))
+    monkeypatch.setattr(module.dropout, "mask", draw)
+    return masks
+
+
+VARIATIONAL = pytest.mark.parametrize("variational", [True, False], ids=["variational", "ordinary"])
+
+
+@VARIATIONAL
+@pytest.mark.parametrize("name", ["Sutskever residual", "Cho", "Bahdanau coverage", "Luong copy", "Luong feeding"])
+def test_dropout_of_a_decoder_falls_on_what_enters_each_layer_and_leaves_the_last(name, variational, monkeypatch):
+    equations, changes = PAPERS.get(name, (luong, AFTER | {"copy": True}))
+    settings = config(**{"layers": 2, "dropout": 0.4, "variational_dropout": variational} | changes)
+    decoder, memory, tokens = a_decoder(settings), a_memory(), torch.randint(9, (3, 5))
+    masks = drawn(decoder, monkeypatch)
+    features, _ = decoder.train()(tokens, decoder.start(memory))
+    assert [mask.shape[1] for mask in masks] == [1 if variational else 5] * (settings.layers + 1)
+    assert all(0 < (mask == 0).double().mean() < 1 for mask in masks)
+    plain = Plain(decoder, settings, memory, masks)
+    for position, x in enumerate(decoder.embedding(tokens).unbind(1)):
+        same(features[:, position], plain.features(equations, x))
+
+
+@VARIATIONAL
+def test_dropout_of_an_encoder_falls_on_what_enters_each_layer(variational, monkeypatch):
+    settings = config(layers=3, bidirectional=True, dropout=0.4, variational_dropout=variational)
+    encoder, batch = RNNEncoder(settings, Embedding(11, WIDTH)).double(), make_batch()
+    masks = drawn(encoder, monkeypatch)
+    memory = encoder.train()(batch.source, batch.source_mask)
+    assert [mask.shape[1] for mask in masks] == [1 if variational else batch.source.shape[1]] * 3
+    x = encoder.embedding(batch.source)
+    for layer, mask in zip(encoder.layers, masks, strict=True):
+        x = layer(x * mask, batch.source_mask)
+    same(memory.states, x)
+
+
+def test_variational_dropout_is_one_mask_for_all_positions_in_training_alone():
+    ones = torch.ones(40, 6, 50, dtype=torch.float64)
+    ordinary, variational = SequenceDropout(0.5, False), SequenceDropout(0.5, True)
+    for dropout in (ordinary, variational):
+        dropped = dropout(ones)
+        assert set(dropped.unique().tolist()) == {0.0, 2.0}
+        assert 0.45 < dropped.mean() / 2 < 0.55
+        assert torch.equal(dropout.eval()(ones), ones) and torch.equal(dropout.factors(ones, 3), torch.ones(40, 6, 3))
+        assert ((dropped == dropped[:, :1]).all() == (dropout is variational)).all()
+        assert (dropped[0] != dropped[1]).any()
+
+
+@pytest.mark.parametrize("bidirectional", [True, False], ids=["both ways", "one way"])
+def test_a_projected_summary_is_that_of_the_last_state(bidirectional):
+    settings, batch = config(summary="project", bidirectional=bidirectional), make_batch()
+    encoder = RNNEncoder(settings, Embedding(11, WIDTH))
+    summary = encoder(batch.source, batch.source_mask).summary
+    V, encoder.projection = encoder.projection.weight, None
+    last = encoder(batch.source, batch.source_mask).summary
+    torch.testing.assert_close(summary, torch.stack([torch.tanh(V @ row) for row in last]))
+
+
+def test_residual_layers_of_an_encoder_add_what_they_read():
+    encoder, batch = RNNEncoder(config(layers=3, residual=True), Embedding(11, WIDTH)).double(), make_batch()
+    first, second, third = encoder.layers
+    x = first(encoder.embedding(batch.source), batch.source_mask)
+    x = x + second(x, batch.source_mask)
+    x = x + third(x, batch.source_mask)
+    memory = encoder(batch.source, batch.source_mask)
+    same(memory.states, x)
+    same(memory.summary, x[torch.arange(len(batch)), batch.source_mask.sum(1) - 1])
+
+
+def test_what_is_copied_is_sees_equation_9():
+    settings = config(**BEFORE, **LOCAL_P, copy=True)
+    decoder, memory, tokens = a_decoder(settings), a_memory(), torch.randint(9, (3, 5))
+    taps = {}
+    features, _ = decoder(tokens, decoder.start(memory), taps)
+    table = normal(9, WIDTH)
+    log_p = mixed_log_probabilities(features, table, memory.source)
+    assert log_p.dtype == torch.float64 and (taps["cross.0"].sum(-1) < 0.999).any()
+    same(log_p.exp().sum(-1), torch.ones(3, 5, dtype=torch.float64))
+    for row in range(3):
+        for t in range(5):
+            hidden, p_gen = features[row, t, :WIDTH], torch.sigmoid(features[row, t, WIDTH])
+            expected = p_gen * torch.softmax(table @ hidden, dim=0)
+            shares = taps["cross.0"][row, t] / taps["cross.0"][row, t].sum()
+            for token, share in zip(memory.source[row].tolist(), shares, strict=True):
+                expected[token] += (1 - p_gen) * share
+            same(log_p[row, t].exp(), expected)
+
+
+def test_what_is_copied_has_gradients_where_nothing_can_be_copied_or_all_is():
+    features = torch.cat([torch.randn(1, 3, WIDTH), torch.tensor([-200.0, 0.0, 200.0])[None, :, None],
+                          torch.tensor([1.0, 0.0]).expand(1, 3, 2)], dim=-1).requires_grad_()
+    log_p = mixed_log_probabilities(features, torch.randn(9, WIDTH), torch.tensor([[4, 0]]))
+    log_p.sum().backward()
+    assert log_p.isfinite().all() and features.grad.isfinite().all()
+    assert log_p[0, 0].argmax() == 4 and log_p[0, 0, 4].abs() < 1e-6
+    torch.testing.assert_close(log_p.exp().sum(-1), torch.ones(1, 3))

@@ -25,14 +25,15 @@ class Known:
 
     def start(self, batch):
         mask = batch.source_mask
-        return State(Memory(mask[:, :, None].float(), mask, mask.float()), 0, {"read": torch.zeros(len(mask), 0)})
+        states = mask[:, :, None].float()
+        return State(Memory(states, mask, mask.float(), batch.source, states), 0, {"read": torch.zeros(len(mask), 0)})
 
     def decoder(self, tokens, state):
         read = torch.cat([state.cache["read"], tokens], dim=1)
         return self.log_p[tokens], state.advance(tokens.shape[1], {"read": read})
 
-    def project(self, features):
-        return features
+    def log_probabilities(self, features, source):
+        return features.log_softmax(-1)
 
     def __call__(self, batch, taps=None):
         return self.log_p[batch.target_in]

@@ -1,29 +1,25 @@
-"""Every setting of Regard, declared exactly once: its name, type, unit, default and meaning.
+"""Every setting of Regard, declared exactly once: its name, type, unit, default and meaning. Those of `[model]` are in
+`config_model.py`.
 
 A config is one TOML file. `read_config` reads and checks it, `write_config` writes it back with every default filled
 in. Unknown keys are errors, and so are combinations that cannot work. Paths are relative to the config's own folder.
 """
 
+import copy
 import difflib
 import tomllib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
+from regard.config_model import DECODERS, ENCODERS, MODELS, AnyModelConfig, RNNDecoderConfig, Section
 from regard.errors import ConfigError
 
-Score = Literal["dot", "scaled_dot", "general", "concat", "additive"]
 TokenizerKind = Literal["bpe", "unigram", "char", "byte", "space"]
 Beta = Annotated[float, Field(ge=0, lt=1)]
-
-
-class Section(BaseModel):
-    """What all sections share: they cannot be changed once read, and they know no unknown keys."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
 
 
 class CorpusConfig(Section):
@@ -87,71 +83,6 @@ class TokenizerConfig(SideTokenizerConfig):
         return self.source or self, self.target or self
 
 
-class ModelConfig(Section):
-    """What every family has."""
-
-    width: int = Field(256, ge=2, description="size of embeddings and of every hidden state")
-    layers: int = Field(2, ge=1, description="layers of the encoder, and of the decoder")
-    dropout: float = Field(0.1, ge=0, lt=1, description="share of values dropped in training")
-    tie: Literal["all", "decoder", "none"] = Field("decoder", description="which tables are one: all = both embeddings "
-                                                   "and the output; decoder = target embedding and output")
-    reverse_source: bool = Field(False, description="read the source from right to left (Sutskever et al. 2014)")
-
-
-class RNNConfig(ModelConfig):
-    """The RNN encoder-decoder, with its fixed vector or with attention."""
-
-    kind: Literal["rnn"]
-    cell: Literal["elman", "gru", "lstm"] = Field("gru", description="elman | gru | lstm")
-    bidirectional: bool = Field(True, description="the encoder reads both ways, width / 2 each")
-    summary: Literal["last", "mean", "max"] = Field("last", description="the fixed vector: last state, mean or maximum")
-    context: Literal["initial", "every_step"] = Field("initial", description="where the decoder meets the vector: in "
-                                                      "its start state (Sutskever 2014), or each step too (Cho 2014)")
-    attention: Literal["none", "before", "after"] = Field("none", description="before the cell (Bahdanau 2015), after "
-                                                          "it (Luong 2015), or none: the fixed vector alone")
-    score: Score = Field("additive", description="how query and key are compared; only with attention")
-
-    @model_validator(mode="after")
-    def _fits(self) -> Self:
-        reasons = []
-        if self.bidirectional and self.width % 2:
-            reasons.append(f"bidirectional = true needs an even width, and width = {self.width}")
-        if self.attention != "none" and self.context != "initial":
-            reasons.append(f'context = "{self.context}" feeds the fixed vector at each step, which attention = '
-                           f'"{self.attention}" replaces: use context = "initial" or attention = "none"')
-        if self.attention == "none" and "score" in self.model_fields_set:
-            reasons.append(f'score = "{self.score}" means nothing with attention = "none": '
-                           'set attention = "before" or "after", or leave score out')
-        _refuse(reasons)
-        return self
-
-
-class TransformerConfig(ModelConfig):
-    """The Transformer of Vaswani et al. (2017)."""
-
-    kind: Literal["transformer"]
-    heads: int = Field(4, ge=1, description="attention heads; they divide the width between them")
-    feedforward: int = Field(1024, ge=1, description="width of the hidden layer between attentions")
-    norm: Literal["post", "pre"] = Field("pre", description="layer norm after each residual (2017), or before")
-    positions: Literal["sinusoidal"] = Field("sinusoidal", description="how order is told")
-    activation: Literal["relu", "gelu"] = Field("relu", description="relu | gelu")
-    attention_dropout: float = Field(0.0, ge=0, lt=1, description="share of attention weights dropped in training")
-    feedforward_dropout: float = Field(0.0, ge=0, lt=1, description="share of hidden feed-forward values dropped")
-
-    @model_validator(mode="after")
-    def _fits(self) -> Self:
-        reasons = []
-        if self.width % self.heads:
-            reasons.append(f"heads = {self.heads} do not divide width = {self.width}")
-        if self.width % 2:
-            reasons.append(f'positions = "sinusoidal" needs an even width, and width = {self.width}')
-        _refuse(reasons)
-        return self
-
-
-AnyModelConfig = Annotated[RNNConfig | TransformerConfig, Field(discriminator="kind")]
-
-
 class TrainConfig(Section):
     """One training: how long, how fast, how it is judged, and what is kept."""
 
@@ -167,6 +98,8 @@ class TrainConfig(Section):
     weight_decay: float = Field(0.0, ge=0, description="AdamW's weight decay, on matrices only")
     clip: float = Field(1.0, ge=0, description="highest norm of an update's gradient; 0 = no clipping")
     label_smoothing: float = Field(0.1, ge=0, lt=1, description="share of each target spread over the vocabulary")
+    coverage_loss: float = Field(0.0, ge=0, description="weight of attention to places seen before (See et al. 2017, "
+                                 "eq. 12; they used 1); only with [model] coverage = true")
     validate_every: int = Field(500, ge=1, description="updates between validations, each with a checkpoint")
     metric: Literal["bleu", "token_error_rate", "loss"] = Field("bleu", description="what chooses the best checkpoint: "
                                                                 "of greedy output, or the validation loss")
@@ -202,10 +135,30 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        if self.model.tie == "all" and not self.tokenizer.is_shared:
-            raise ValueError('[model] tie = "all" needs one vocabulary for both sides: '
-                             'set [tokenizer] shared = true, or tie = "decoder"')
+        reasons = "\n".join(f"[model]: {reason}" for reason in [*self.model.reasons(), *self._reasons()])
+        if reasons:
+            raise ValueError(reasons)
         return self
+
+    def _reasons(self) -> Iterator[str]:
+        """Why the model does not fit the other sections; nothing if it does."""
+        encoder, decoder = self.model.encoder, self.model.decoder
+        if self.model.tie == "all" and not self.tokenizer.is_shared:
+            yield 'tie = "all" needs one vocabulary for both sides: set [tokenizer] shared = true, or tie = "decoder"'
+        if isinstance(decoder, RNNDecoderConfig) and decoder.copy and not self.tokenizer.is_shared:
+            yield ("copy = true needs a target vocabulary that holds the source's tokens: set [tokenizer] "
+                   "shared = true, or leave copy out")
+        if self.train.coverage_loss and not (isinstance(decoder, RNNDecoderConfig) and decoder.coverage):
+            yield (f"[train] coverage_loss = {self.train.coverage_loss} means nothing without coverage = true: set it, "
+                   "or leave coverage_loss out")
+        tokens, sources, outputs = self.data.max_tokens, self.decode.max_source_tokens, self.decode.max_length
+        for side, needed, setting in ((encoder, tokens + 1, f"[data] max_tokens = {tokens} and </s>"),
+                                      (encoder, sources + 1, f"[decode] max_source_tokens = {sources} and </s>"),
+                                      (decoder, tokens + 1, f"[data] max_tokens = {tokens} and </s>"),
+                                      (decoder, outputs, f"[decode] max_length = {outputs}")):
+            if side.longest is not None and side.longest < needed:
+                yield (f"max_positions = {side.longest} is too few for {setting}: use max_positions = {needed}, or "
+                       f"lower {setting.split(' = ')[0]}")
 
 
 def read_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -249,7 +202,7 @@ def parse_config(settings: dict[str, Any], where: str, base: Path) -> Config:
     try:
         config = Config.model_validate(settings)
     except ValidationError as error:
-        raise ConfigError("\n".join(_fault(where, fault) for fault in error.errors())) from None
+        raise ConfigError("\n".join(_fault(where, fault) for fault in _faults(settings, error))) from None
     root = (base / config.data.root.expanduser()).resolve()
     return config.model_copy(update={"data": config.data.model_copy(update={"root": root})})
 
@@ -257,16 +210,7 @@ def parse_config(settings: dict[str, Any], where: str, base: Path) -> Config:
 def write_config(config: Config, path: Path) -> None:
     """Write every setting, defaults included, so that `read_config` gives the same config back."""
     settings = config.model_dump(mode="json", exclude_none=True)
-    if isinstance(config.model, RNNConfig) and config.model.attention == "none":
-        del settings["model"]["score"]  # its default too is refused where nothing is compared
     path.write_text(tomli_w.dumps(settings), encoding="utf-8")
-
-
-def _refuse(reasons: Iterable[str]) -> None:
-    """Raise all reasons at once, if there are any."""
-    text = "; ".join(reasons)
-    if text:
-        raise ValueError(text)
 
 
 def _override(settings: dict[str, Any], override: str) -> str:
@@ -288,23 +232,45 @@ def _override(settings: dict[str, Any], override: str) -> str:
     return key.strip()
 
 
+def _faults(settings: dict[str, Any], error: ValidationError) -> Iterator[Any]:
+    """All faults that pydantic found, and those that it looks for only where no key is unknown."""
+    faults = error.errors()
+    yield from faults
+    if {fault["type"] for fault in faults} == {"extra_forbidden"}:
+        known = copy.deepcopy(settings)
+        for fault in faults:
+            *sections, name = _keys(fault["loc"])
+            place: Any = known
+            for section in sections:
+                place = place[section]
+            del place[name]
+        try:
+            Config.model_validate(known)
+        except ValidationError as others:
+            yield from (fault for fault in others.errors() if not fault["loc"])
+
+
+def _keys(location: Sequence[str | int]) -> list[str | int]:
+    """A place in the settings; pydantic names the class of a model or a side, too, where it has a choice of several."""
+    return [part for before, part in zip([None, *location], location, strict=False)
+            if not (before in ("model", "encoder", "decoder") and part in MODELS)]
+
+
 def _fault(where: str, fault: Any) -> str:
-    """One line for one fault that pydantic found: where, what is, what was expected."""
-    location = [part for part in fault["loc"] if part not in ("rnn", "transformer")]
-    names = [str(part + 1) if isinstance(part, int) else part for part in location]
+    """What is to be said of one fault that pydantic found: where, what is, what was expected."""
+    names = [str(part + 1) if isinstance(part, int) else part for part in _keys(fault["loc"])]
     kind = fault["type"]
     if kind == "extra_forbidden":
-        known = _known_keys(location[:-1], fault)
-        near = difflib.get_close_matches(names[-1], known, n=1)
-        hint = f'Did you mean "{near[0]}"?' if near else f"Known keys: {', '.join(known)}."
-        return f'{_place(where, names[:-1])}: unknown key "{names[-1]}". {hint}'
+        return f'{_place(where, names[:-1])}: unknown key "{names[-1]}". {_hint(fault["loc"])}'
     if kind == "missing":
         return f'{_place(where, names[:-1])}: "{names[-1]}" is missing.'
     if kind in ("union_tag_invalid", "union_tag_not_found"):
-        return f'{where}, [model]: kind must be "rnn" or "transformer"; this version has no other.'
+        sections = "" if len(names) > 1 else ", or give [model.encoder] and [model.decoder], each with its own"
+        return f'{_place(where, names)}: kind must be "rnn", "conv" or "transformer"{sections}.'
     message = fault["msg"].removeprefix("Value error, ")
     if kind == "value_error":
-        return f"{_place(where, names)}: {message}."
+        return "\n".join(f"{_place(where, names)}: {line}." if names else f"{where}, {line}."
+                         for line in message.splitlines())
     message = message[:1].lower() + message[1:]
     return f"{_place(where, names[:-1])}: {names[-1]} = {fault['input']!r}: {message}."
 
@@ -314,16 +280,36 @@ def _place(where: str, names: Sequence[str]) -> str:
     return f"{where}, [{'.'.join(names)}]" if names else where
 
 
-def _known_keys(location: Sequence[str | int], fault: Any) -> list[str]:
-    """The keys of the section at a location."""
+def _hint(location: Sequence[str | int]) -> str:
+    """What may have been meant by an unknown key."""
+    *sections, name = location
+    known = _section(sections).model_fields
+    owners = [f'kind = "{kind}"' for kind in ENCODERS if name in MODELS[kind].model_fields]
+    if sections == ["model", "mixed"] and owners:
+        return "Beside [model.encoder] and [model.decoder] it belongs into those: give it there."
+    if sections[:1] == ["model"] and name in DECODERS["rnn"].model_fields and sections[2:] == ["encoder", "rnn"]:
+        return "It is a decoder's: give it in [model.decoder]."
+    if sections[:1] == ["model"] and owners:
+        owner, this = " and ".join(owners), sections[-1]
+        return f'It belongs to {owner}, and this is kind = "{this}": use that, or leave it out.'
+    near = difflib.get_close_matches(str(name), known, n=1)
+    return f'Did you mean "{near[0]}"?' if near else f"Known keys: {', '.join(known)}."
+
+
+def _section(location: Sequence[str | int]) -> type[Section]:
+    """The class of the section at a location."""
     section: Any = Config
+    table: Mapping[str, type[Section]] = {}
     for part in location:
-        if part == "model":
-            section = RNNConfig if "rnn" in fault["loc"] else TransformerConfig
+        if part in table:
+            section, table = table[str(part)], {}
         elif part in ("train", "valid", "test") and section is DataConfig:
             section = CorpusConfig
         elif part in ("source", "target") and section is TokenizerConfig:
             section = SideTokenizerConfig
+        elif part in ("model", "encoder", "decoder"):
+            table = {"model": MODELS, "encoder": ENCODERS, "decoder": DECODERS}[str(part)]
         elif isinstance(part, str):
             section = section.model_fields[part].annotation
-    return list(section.model_fields)
+    found: type[Section] = section
+    return found

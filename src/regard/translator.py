@@ -13,7 +13,8 @@ from typing import overload
 import torch
 from torch import Tensor
 
-from regard.config import Config, RNNConfig
+from regard.config import Config
+from regard.config_model import RNNDecoderConfig, TransformerConfig
 from regard.data.batches import Batch, by_length
 from regard.decode.search import Hypothesis, Limits, beam_search, forced, greedy
 from regard.errors import ConfigError, DataError
@@ -268,9 +269,12 @@ def _stack(taps: Taps, kind: str, rows: int, columns: int | None = None) -> Tens
 
 def _describe(config: Config) -> str:
     """A model in a few words."""
-    model = config.model
-    if not isinstance(model, RNNConfig):
-        return f"transformer, {model.layers} + {model.layers} layers, {model.heads} heads"
-    if model.attention == "none":
-        return f"rnn ({model.cell}), fixed vector"
-    return f"rnn ({model.cell}), {model.score} attention {model.attention} the cell"
+    encoder, decoder = config.model.encoder, config.model.decoder
+    if isinstance(config.model, TransformerConfig):
+        return f"transformer, {encoder.layers} + {decoder.layers} layers, {config.model.heads} heads"
+    name = encoder.kind if encoder.kind == decoder.kind else f"{encoder.kind} to {decoder.kind}"
+    if not isinstance(decoder, RNNDecoderConfig):
+        return f"{name}, {encoder.layers} + {decoder.layers} layers"
+    if decoder.attention == "none":
+        return f"{name} ({decoder.cell}), fixed vector"
+    return f"{name} ({decoder.cell}), {decoder.score} attention {decoder.attention} the cell"

@@ -23,7 +23,7 @@ class Model(Protocol):
 
     def __call__(self, batch: Batch, taps: Taps | None = None, /) -> Tensor: ...
     def start(self, batch: Batch) -> State: ...
-    def project(self, features: Tensor) -> Tensor: ...
+    def log_probabilities(self, features: Tensor, source: Tensor) -> Tensor: ...
     @property
     def decoder(self) -> "Decoder": ...
 
@@ -62,7 +62,7 @@ class Limits:
 def log_softmax_step(model: Model, tokens: Tensor, state: State) -> tuple[Tensor, State]:
     """One step: log-probabilities, float (rows, V), of what follows tokens, int64 (rows,), and the state after them."""
     features, state = model.decoder(tokens[:, None], state)
-    log_p = torch.log_softmax(model.project(features[:, -1]).float(), dim=-1)
+    log_p = model.log_probabilities(features, state.memory.source)[:, -1].float()
     log_p[:, list(NEVER)] = -torch.inf
     return log_p, state
 
@@ -79,9 +79,9 @@ def forced(model: Model, batch: Batch, taps: Taps | None = None) -> Tensor:
     Returns:
         float (B, T), nats, 0 at padding.
     """
-    logits = model.project(model(batch, taps)).float()
-    surprise = torch.nn.functional.cross_entropy(logits.transpose(1, 2), batch.target_out, reduction="none")
-    return -surprise.masked_fill(~batch.target_mask, 0.0)
+    log_p = model.log_probabilities(model(batch, taps), batch.source)
+    right = log_p.gather(-1, batch.target_out[:, :, None]).squeeze(-1)
+    return right.masked_fill(~batch.target_mask, 0.0).float()
 
 
 @torch.no_grad()

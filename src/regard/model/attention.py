@@ -11,12 +11,13 @@ looked at.
 
 import math
 from collections.abc import Callable
+from typing import NoReturn
 
 import torch
 from torch import Tensor, nn
 
 from regard.errors import ConfigError
-from regard.model.layers import Dropout, linear
+from regard.model.layers import INIT, Dropout, linear
 from regard.model.state import Memory
 
 # --- 1. fixed: one vector answers every question -------------------------------------------------------------------
@@ -36,11 +37,11 @@ class Score(nn.Module):
     What depends on the keys alone is in `project`, so that a decoder computes it once for each source.
 
     Args:
-        query_width: size of a query.
-        key_width: size of a key.
+        query_width: size of a query; None: any.
+        key_width: size of a key; None: any.
     """
 
-    def __init__(self, query_width: int, key_width: int):
+    def __init__(self, query_width: int | None = None, key_width: int | None = None):
         super().__init__()
         self.query_width, self.key_width = query_width, key_width
 
@@ -54,6 +55,10 @@ class Score(nn.Module):
 
     def forward(self, query: Tensor, keys: Tensor) -> Tensor:
         """Scores, (…, T, S), of query, (…, T, D), against keys, (…, S, D)."""
+        for name, x, width in (("query", query, self.query_width), ("keys", keys, self.key_width)):
+            if width not in (None, x.shape[-1]):
+                raise ConfigError(f"this {type(self).__name__} score was made for {name} of width {width}, and {name} "
+                                  f"has shape {tuple(x.shape)}: make the score for width {x.shape[-1]}")
         return self.compare(query, self.project(keys))
 
 
@@ -106,7 +111,7 @@ class Additive(Score):
         return projected
 
     def compare(self, query: Tensor, projected: Tensor) -> Tensor:
-        hidden = torch.tanh(self.query(query).unsqueeze(-2) + projected.unsqueeze(-3))  # (…, T, S, D)
+        hidden = torch.tanh_(self.query(query).unsqueeze(-2) + projected.unsqueeze(-3))  # (…, T, S, D)
         return torch.squeeze(self.v(hidden), -1)
 
 
@@ -123,8 +128,38 @@ class Concat(Score):
 
     def compare(self, query: Tensor, projected: Tensor) -> Tensor:
         asked = nn.functional.linear(query, self.weight.weight[:, : self.query_width])
-        hidden = torch.tanh(asked.unsqueeze(-2) + projected.unsqueeze(-3))  # (…, T, S, D)
+        hidden = torch.tanh_(asked.unsqueeze(-2) + projected.unsqueeze(-3))  # (…, T, S, D)
         return torch.squeeze(self.v(hidden), -1)
+
+
+class Gaussian(Score):
+    """-‖query - key‖² / 2h², h the bandwidth. Its softmax is the estimator of Nadaraya (1964) and Watson (1964).
+
+    Not in SCORES: models choose there among scores made from two widths, and this one is made from a bandwidth.
+
+    Args:
+        bandwidth: h, above 0, in the unit of the keys.
+        learn: whether h is a parameter. What is learned is log h, so that h stays above 0.
+    """
+
+    def __init__(self, bandwidth: float, learn: bool = False):
+        super().__init__()
+        if not 0 < bandwidth < math.inf:
+            raise ConfigError(f"Gaussian(bandwidth={bandwidth}): a finite number above 0 was expected")
+        self.given = bandwidth
+        self.log_bandwidth = nn.Parameter(torch.tensor(math.log(bandwidth))) if learn else None
+
+    @property
+    def bandwidth(self) -> Tensor | float:
+        """h, as it is now."""
+        return self.given if self.log_bandwidth is None else self.log_bandwidth.exp()
+
+    def compare(self, query: Tensor, projected: Tensor) -> Tensor:
+        if query.shape[-1] != projected.shape[-1]:
+            raise ConfigError(f"a Gaussian score needs query and keys of one width, and they are {query.shape[-1]} and "
+                              f"{projected.shape[-1]}")
+        apart = (query.unsqueeze(-2) - projected.unsqueeze(-3)) / self.bandwidth  # (…, T, S, D)
+        return apart.square().sum(-1) / -2
 
 
 SCORES: dict[str, type[Score]] = {
@@ -149,6 +184,39 @@ def weigh(scores: Tensor, mask: Tensor | None) -> Tensor:
     return weights.masked_fill(~mask, 0.0)
 
 
+def fit(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor | None:
+    """The mask, as it stands before the scores. Refuses what does not fit or would be broadcast to something else."""
+    def refuse(reason: str) -> NoReturn:
+        given = {"query": query, "keys": keys, "values": values, "mask": mask}
+        shapes = ", ".join(f"{name} {tuple(x.shape)}" for name, x in given.items() if x is not None)
+        raise ConfigError(f"attend: {shapes}: {reason}")
+
+    q, k, v = query.shape, keys.shape, values.shape
+    if min(len(q), len(k), len(v)) < 2:
+        refuse("query, keys and values were expected to be (…, positions, width): write x[:, None] for a vector that "
+               "has one number at each position, x[None, :] for one that is a single position")
+    if k[-2] != v[-2]:
+        refuse(f"there are {k[-2]} keys and {v[-2]} values, and one value for each key was expected")
+    batch = q[:-2]
+    if not batch == k[:-2] == v[:-2]:
+        try:
+            batch = torch.broadcast_shapes(batch, k[:-2])  # type: ignore[no-untyped-call]
+            torch.broadcast_shapes(batch, v[:-2])  # type: ignore[no-untyped-call]
+        except RuntimeError:
+            refuse("the dimensions before the last two were expected to be equal, 1 or left out")
+    if mask is None:
+        return None
+    if mask.dtype != torch.bool:
+        refuse(f"the mask is of {mask.dtype}, and torch.bool was expected, True where a key may be looked at")
+    shape = (*batch, q[-2], k[-2])
+    placed = mask[:, None, :] if mask.dim() == 2 and len(shape) == 3 else mask
+    if placed.dim() > len(shape) or any(
+            own not in (1, size) for own, size in zip(placed.shape[::-1], shape[::-1], strict=False)):
+        hint = "; of two dimensions beside a batch it is (B, S): write mask[None] for (T, S)"
+        refuse(f"a mask that broadcasts to {shape}, (…, T, S), was expected" + hint * (placed is not mask))
+    return placed
+
+
 def attend(
     query: Tensor,
     keys: Tensor,
@@ -163,48 +231,140 @@ def attend(
         keys: float (…, S, D).
         values: float (…, S, E).
         score: "dot" or "scaled_dot", or any callable (query, keys) -> (…, T, S), such as `Additive(D, D)`.
-        mask: bool, broadcastable to (…, T, S), or (B, S) with keys (B, S, D); True where a key may be looked at.
+        mask: bool, broadcastable to (…, T, S); True where a key may be looked at. With scores (B, T, S) a mask of two
+            dimensions is (B, S), the keys that are there; one of (T, S) is written mask[None].
 
     Returns:
-        context, float (…, T, E), and weights, float (…, T, S), each row of which sums to 1.
+        context, float (…, T, E), and weights, float (…, T, S). A row of weights sums to 1, or is 0 where the mask
+        allows nothing.
+
+    Raises:
+        ConfigError: shapes that do not fit, a mask that is not bool, a name of a score with parameters.
     """
+    mask = fit(query, keys, values, mask)
     if isinstance(score, str):
         if score not in ("dot", "scaled_dot"):
             raise ConfigError(f'attend(score="{score}"): by name there are "dot" and "scaled_dot"; a score with '
                               "parameters is given as a module, such as regard.model.attention.Additive(64, 64)")
         score = SCORES[score](query.shape[-1], keys.shape[-1])
-    if mask is not None and mask.dim() == 2 and keys.dim() == 3:
-        mask = mask[:, None, :]
     scores = score(query, keys)
     weights = weigh(scores, mask)
     context = weights @ values
+    if scores.shape[-2:] != (query.shape[-2], keys.shape[-2]):
+        raise ConfigError(f"attend: the score gave {tuple(scores.shape)}, and (…, T, S) = (…, {query.shape[-2]}, "
+                          f"{keys.shape[-2]}) was expected")
     return context, weights
 
 
+class Window(nn.Module):
+    """Which part of the source is looked at: here all of it (global). The local windows of Luong et al. (2015), section
+    3.2, are the places s within D of a centre p_t.
+
+    Args:
+        width: size of a query.
+        radius: D, in source tokens.
+    """
+
+    def __init__(self, width: int, radius: int):
+        super().__init__()
+        self.radius = radius
+
+    def forward(self, query: Tensor, mask: Tensor, position: int) -> tuple[Tensor, Tensor | float]:
+        """Where to look, bool (B, T, S) or (B, 1, S), and a factor of each weight, float of the same shape or a number.
+
+        Args:
+            query: float (B, T, width).
+            mask: bool (B, S), True where there is a real token.
+            position: t of the first query.
+        """
+        return mask[:, None, :], 1.0
+
+
+class Monotonic(Window):
+    """local-m: p_t = t; past the source's end, its last token."""
+
+    def forward(self, query: Tensor, mask: Tensor, position: int) -> tuple[Tensor, Tensor | float]:
+        steps = torch.arange(position, position + query.shape[1], device=mask.device)
+        centre = torch.minimum(steps, mask.sum(1, keepdim=True) - 1)  # (B, T)
+        distance = torch.arange(mask.shape[1], device=mask.device) - centre[:, :, None]
+        return mask[:, None, :] & (distance.abs() <= self.radius), 1.0
+
+
+class Predictive(Window):
+    """local-p: p_t = S σ(v · tanh(W query)) (eq. 9), each weight times exp(-(s - p_t)² / 2σ²), σ = D / 2 (eq. 10).
+
+    S is each row's own length. The softmax is taken before that factor, so that a row of weights sums to less than 1.
+    """
+
+    def __init__(self, width: int, radius: int):
+        super().__init__(width, radius)
+        self.inner = nn.Linear(width, width, bias=False)
+        self.v = nn.Linear(width, 1, bias=False)
+
+    def forward(self, query: Tensor, mask: Tensor, position: int) -> tuple[Tensor, Tensor | float]:
+        centre = mask.sum(1)[:, None, None] * torch.sigmoid(self.v(torch.tanh(self.inner(query))))  # (B, T, 1)
+        distance = torch.arange(mask.shape[1], device=mask.device) - centre
+        near = mask[:, None, :] & (distance.abs() <= self.radius)
+        return near, torch.exp(distance.square() / (-2 * (self.radius / 2) ** 2))
+
+
+WINDOWS: dict[str, type[Window]] = {"global": Window, "local_m": Monotonic, "local_p": Predictive}
+
+
 class Attention(nn.Module):
-    """Attention of one head between a decoder and a `Memory`, with any of the scores.
+    """Attention of one head between a decoder and a `Memory`: any score, through any window, with or without coverage.
+
+    With coverage (Tu et al. 2016, See et al. 2017) a query is told how much each place has been looked at before. For
+    every score alike, w_c c_i is added to the projected key of place i; in "additive" and "concat" that is eq. 11 of
+    See et al., v · tanh(W_h h_i + W_s s_t + w_c c_i) ("concat" with its b).
 
     Args:
         score: a name in `SCORES`.
         query_width: size of the decoder's states.
         key_width: size of the memory's states.
+        window: a name in `WINDOWS`.
+        radius: source tokens on each side of a local window's centre.
+        coverage: whether there is w_c.
     """
 
-    def __init__(self, score: str, query_width: int, key_width: int):
+    def __init__(self, score: str, query_width: int, key_width: int, window: str = "global", radius: int = 10,
+                 coverage: bool = False):
         super().__init__()
         self.score = SCORES[score](query_width, key_width)
+        self.window = WINDOWS[window](query_width, radius)
+        self.w_c = nn.Parameter(torch.randn(query_width) * INIT) if coverage else None
 
-    def forward(self, query: Tensor, memory: Memory, projected: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, query: Tensor, memory: Memory, projected: Tensor | None = None, position: int = 0,
+        coverage: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
         """Context, (B, T, D), and weights, (B, T, S).
 
         Args:
             query: float (B, T, D).
             memory: what is looked at.
             projected: `score.project(memory.states)`, where the caller has it already.
+            position: t of the first query.
+            coverage: c, float (B, S), the sum of all earlier weights; None: zeros, before the first target token.
         """
-        if projected is None:
-            return attend(query, memory.states, memory.states, self.score, memory.mask)
-        return attend(query, projected, memory.states, self.score.compare, memory.mask)
+        keys = self.score.project(memory.states) if projected is None else projected
+        if self.w_c is None:
+            return self.look(query, keys, memory, position)
+        c = torch.zeros_like(memory.states[..., 0]) if coverage is None else coverage
+        found = []
+        for t, asked in enumerate(torch.split(query, 1, dim=1), start=position):
+            found.append(self.look(asked, keys + c[:, :, None] * self.w_c, memory, t))
+            c = c + found[-1][1].squeeze(1)
+        contexts, weights = zip(*found, strict=True)
+        return torch.cat(contexts, dim=1), torch.cat(weights, dim=1)
+
+    def look(self, query: Tensor, keys: Tensor, memory: Memory, position: int) -> tuple[Tensor, Tensor]:
+        """The three stages: score, softmax, weighted sum."""
+        near, factor = self.window(query, memory.mask, position)
+        scores = self.score.compare(query, keys)
+        weights = weigh(scores, near) * factor
+        context = weights @ memory.values
+        return context, weights
 
 
 # --- 3. every position asks at once --------------------------------------------------------------------------------
@@ -217,44 +377,70 @@ class MultiHeadAttention(nn.Module):
         width: D.
         heads: H; each head has D / H of the width.
         dropout: share of the weights dropped in training.
+        memory_width: size of the states that keys and values are made of; None: D.
+        kv_heads: K, how many heads keys and values have; each serves H / K queries (Ainslie et al. 2023). None: H.
     """
 
-    def __init__(self, width: int, heads: int, dropout: float):
+    def __init__(self, width: int, heads: int, dropout: float, memory_width: int | None = None,
+                 kv_heads: int | None = None):
         super().__init__()
-        self.heads = heads
+        self.heads, self.kv_heads = heads, kv_heads or heads
         self.query = linear(width, width)
-        self.key_value = linear(width, 2 * width)
+        self.key_value = linear(memory_width or width, 2 * width // heads * self.kv_heads)
         self.output = linear(width, width)
         self.dropout = Dropout(dropout)
 
-    def split(self, x: Tensor) -> Tensor:
-        """(B, T, D) -> (B, H, T, D / H)."""
-        return x.view(*x.shape[:2], self.heads, -1).transpose(1, 2)
+    def ask(self, x: Tensor) -> Tensor:
+        """Queries, (B, H, T, D / H), of x, (B, T, D)."""
+        return split(self.query(x), self.heads)
 
     def project(self, states: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values, each (B, H, S, D / H), of states, (B, S, D)."""
+        """Keys and values, each (B, K, S, D / H), of states, (B, S, D)."""
         keys, values = self.key_value(states).chunk(2, dim=-1)
-        return self.split(keys), self.split(values)
+        return split(keys, self.kv_heads), split(values, self.kv_heads)
 
     def forward(
-        self, x: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, want_weights: bool = False
+        self, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, bias: Tensor | None = None,
+        want_weights: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """Context, (B, T, D), and on request the weights, (B, H, T, S), as they are without dropout.
 
         Args:
-            x: float (B, T, D), what asks.
-            keys: float (B, H, S, D / H), from `project`.
+            query: float (B, H, T, D / H), from `ask`.
+            keys: float (B, K, S, D / H), from `project`.
             values: the same.
             mask: bool, broadcastable to (B, H, T, S); None: everything may be looked at.
+            bias: float (H, T, S), added to the scores; None: nothing is.
             want_weights: whether to return the weights.
         """
-        query = self.split(self.query(x))
-        if x.is_cuda and not want_weights:
-            dropout = self.dropout.threshold / 256 if self.training else 0.0
-            context = nn.functional.scaled_dot_product_attention(query, keys, values, mask, dropout)
-            weights = None
-        else:  # on a CPU the fused kernel's backward takes twice the time of these three lines
-            scores = (query / math.sqrt(query.shape[-1])) @ keys.transpose(-2, -1)
-            weights = weigh(scores, mask)
-            context = self.dropout(weights) @ values
+        if query.is_cuda and not want_weights:
+            context, weights = self.fused(query, keys, values, mask, bias), None
+        else:  # on a CPU the fused kernel's backward takes twice the time of these products
+            context, weights = self.plain(query, keys, values, mask, bias)
         return self.output(context.transpose(1, 2).flatten(2)), weights
+
+    def plain(
+        self, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, bias: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Contexts of the heads, (B, H, T, D / H), and weights, step by step: scores, softmax, weighted sum."""
+        B, H, T, _ = query.shape
+        shared = (B, self.kv_heads, H // self.kv_heads * T, -1)  # the queries of all heads that share a key, in a row
+        scores = ((query / math.sqrt(query.shape[-1])).reshape(shared) @ keys.transpose(-2, -1)).view(B, H, T, -1)
+        weights = weigh(scores if bias is None else scores + bias, mask)
+        context = self.dropout(weights).view(shared) @ values
+        return context.view(query.shape), weights
+
+    def fused(
+        self, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, bias: Tensor | None
+    ) -> Tensor:
+        """The same contexts in one kernel, which never holds the weights."""
+        dropout = self.dropout.threshold / 256 if self.training else 0.0
+        if bias is not None:
+            mask = bias[None] if mask is None else bias.masked_fill(~mask, -torch.inf)
+        return nn.functional.scaled_dot_product_attention(
+            query, keys, values, mask, dropout, enable_gqa=self.kv_heads != self.heads)
+
+
+def split(x: Tensor, heads: int) -> Tensor:
+    """(B, T, D) -> (B, H, T, D / H)."""
+    return x.view(*x.shape[:2], heads, -1).transpose(1, 2)

@@ -1,13 +1,19 @@
 """The RNN encoder-decoder: with its fixed vector (Cho et al. 2014, Sutskever et al. 2014) or with attention
 (Bahdanau et al. 2015, Luong et al. 2015).
 
-B batch, S source length, T target length, D width. The name in taps is "cross.0".
+B batch, S source length, T target length, D width, E the memory's width, G the width of a cell's gates (1, 3 or 4 D).
+The name in taps is "cross.0". In a decoder's `State.cache`, "i.hidden" and "i.cell", float (B, D), are the state of
+layer i; "projected", (B, S, D), the keys as the score compares them; "coverage", (B, S), the sum of all weights so far;
+"fed", (B, D), what the last attention made.
 """
+
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from regard.config import RNNConfig
+from regard.config_model import RNNDecoderConfig, RNNEncoderConfig
 from regard.model.attention import Attention, fixed
 from regard.model.layers import Dropout, Embedding, Layers
 from regard.model.state import Memory, State, Taps
@@ -15,8 +21,31 @@ from regard.model.state import Memory, State, Taps
 CELLS: dict[str, type[nn.RNN | nn.GRU | nn.LSTM]] = {"elman": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}
 
 
+def elman(x: Tensor, U: Tensor, b: Tensor, hidden: Tensor) -> tuple[Tensor, ...]:
+    """h' = tanh(x + U h + b) (Elman 1990). x, float (B, G), is what the input says of the gates."""
+    return (torch.tanh(x + nn.functional.linear(hidden, U, b)),)
+
+
+def gru(x: Tensor, U: Tensor, b: Tensor, hidden: Tensor) -> tuple[Tensor, ...]:
+    """r, z = σ(x + U h + b); n = tanh(x + r ⊙ (U h + b)); h' = (1 - z) ⊙ n + z ⊙ h (Cho et al. 2014)."""
+    asked, two = nn.functional.linear(hidden, U, b), 2 * hidden.shape[1]
+    r, z = torch.sigmoid(x[:, :two] + asked[:, :two]).chunk(2, dim=1)
+    new = torch.tanh(x[:, two:] + r * asked[:, two:])
+    return (new + z * (hidden - new),)
+
+
+def lstm(x: Tensor, U: Tensor, b: Tensor, hidden: Tensor, cell: Tensor) -> tuple[Tensor, ...]:
+    """i, f, o = σ(x + U h + b); g = tanh(x + U h + b); c' = f ⊙ c + i ⊙ g; h' = o ⊙ tanh(c') (Gers et al. 2000)."""
+    i, f, g, o = (x + nn.functional.linear(hidden, U, b)).chunk(4, dim=1)
+    cell = torch.sigmoid(f) * cell + torch.sigmoid(i) * torch.tanh(g)
+    return torch.sigmoid(o) * torch.tanh(cell), cell
+
+
+STEPS: dict[str, Callable[..., tuple[Tensor, ...]]] = {"elman": elman, "gru": gru, "lstm": lstm}
+
+
 class Cell(nn.Module):
-    """One layer of a recurrent network, run over a whole sequence or over one token by the same call.
+    """One layer of a recurrent network: over a whole sequence by torch's fused kernel, or step by step.
 
     Args:
         kind: "elman", "gru" or "lstm".
@@ -26,7 +55,7 @@ class Cell(nn.Module):
 
     def __init__(self, kind: str, inputs: int, width: int):
         super().__init__()
-        self.names = parts_of(kind)
+        self.kind, self.names = kind, parts_of(kind)
         self.rnn = CELLS[kind](inputs, width, batch_first=True)
 
     def forward(self, x: Tensor, start: dict[str, Tensor] | None = None) -> tuple[Tensor, dict[str, Tensor]]:
@@ -37,11 +66,29 @@ class Cell(nn.Module):
         """
         first = None
         if start is not None:
+            if x.shape[1] == 1 and not x.is_cuda:  # a step of search: preparing the fused kernel costs more than it
+                after = self.step(self.gates(x[:, 0]), start)
+                return after["hidden"].unsqueeze(1), after
             parts = [start[name].unsqueeze(0).contiguous() for name in self.names]
             first = (parts[0], parts[1]) if len(parts) == 2 else parts[0]
         states, last = self.rnn(x, first)
         ends = last if isinstance(last, tuple) else (last,)
         return states, {name: end.squeeze(0) for name, end in zip(self.names, ends, strict=True)}
+
+    def gates(self, x: Tensor) -> Tensor:
+        """W x + b, float (…, G): what x, the input or the first values of it, says of the gates."""
+        return nn.functional.linear(x, self.part("weight_ih")[:, : x.shape[-1]], self.part("bias_ih"))
+
+    def step(self, gates: Tensor, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The state after one step, from what its input says of the gates, (B, G), and the state before it."""
+        before = (state[name] for name in self.names)
+        after = STEPS[self.kind](gates, self.part("weight_hh"), self.part("bias_hh"), *before)
+        return dict(zip(self.names, after, strict=True))
+
+    def part(self, name: str) -> Tensor:
+        """A matrix or bias of torch's module: "ih" meets the input, "hh" the last state; (G, …)."""
+        weights: Tensor = getattr(self.rnn, f"{name}_l0")
+        return weights
 
 
 def parts_of(kind: str) -> tuple[str, ...]:
@@ -60,10 +107,38 @@ def reverse(x: Tensor, mask: Tensor) -> Tensor:
     return x.gather(1, index if x.dim() == 2 else index[:, :, None].expand_as(x))
 
 
+class SequenceDropout(Dropout):
+    """Dropout of what enters each layer and leaves the last, float (B, T, D): other values at each position, or
+    (variational) the same ones at every position of a sequence.
+
+    Variational dropout is that of Gal and Ghahramani (2016), but for their mask on the recurrent matrices: what a cell
+    hands to its own next step is never dropped.
+
+    Args:
+        probability: share of values set to 0 in training.
+        variational: whether all positions of a sequence share one mask.
+    """
+
+    def __init__(self, probability: float, variational: bool):
+        super().__init__(probability)
+        self.variational = variational
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Drop values of x, (B, T, D)."""
+        return x * self.factors(x, x.shape[-1]) if self.training and self.threshold else x
+
+    def factors(self, x: Tensor, width: int) -> Tensor:
+        """What to multiply inputs of a width with, float (B, T, width), B and T those of x: ones outside training."""
+        B, T = x.shape[:2]
+        if not self.training or self.threshold == 0:
+            return x.new_ones(1).expand(B, T, width)
+        return self.mask((B, 1 if self.variational else T, width), x).expand(-1, T, -1)
+
+
 class EncoderLayer(nn.Module):
     """One layer, left to right, or half of the width in each direction."""
 
-    def __init__(self, config: RNNConfig):
+    def __init__(self, config: RNNEncoderConfig):
         super().__init__()
         width = config.width // 2 if config.bidirectional else config.width
         self.forwards = Cell(config.cell, config.width, width)
@@ -84,65 +159,91 @@ class RNNEncoder(nn.Module):
     """Source tokens -> `Memory`; its summary is the fixed vector.
 
     Args:
-        config: the model's settings.
+        config: the encoder's settings.
         embedding: the source's token vectors.
     """
 
-    def __init__(self, config: RNNConfig, embedding: Embedding):
+    def __init__(self, config: RNNEncoderConfig, embedding: Embedding):
         super().__init__()
         self.embedding = embedding
-        self.dropout = Dropout(config.dropout)
+        self.dropout = SequenceDropout(config.dropout, config.variational_dropout)
         self.layers = Layers[EncoderLayer](EncoderLayer(config) for _ in range(config.layers))
-        self.summary = config.summary
-        self.bidirectional = config.bidirectional
+        self.summary, self.bidirectional, self.residual = config.summary, config.bidirectional, config.residual
+        self.projection = nn.Linear(config.width, config.width, bias=False) if self.summary == "project" else None
 
     def forward(self, source: Tensor, mask: Tensor, taps: Taps | None = None) -> Memory:
         """source int64 (B, S), mask bool (B, S). It has no attention, so nothing for the taps."""
         x = self.embedding(source)
-        for layer in self.layers:
-            x = layer(self.dropout(x), mask)
-        return Memory(x, mask, self.summarise(x, mask))
+        for index, layer in enumerate(self.layers):
+            y = layer(self.dropout(x), mask)
+            x = x + y if self.residual and index else y  # residual as in Wu et al. (2016), section 3.1
+        return Memory(x, mask, self.summarise(x, mask), source, x)
 
     def summarise(self, states: Tensor, mask: Tensor) -> Tensor:
-        """c = q(h_1 … h_S), float (B, D): the last states of both directions, the mean or the maximum."""
+        """c = q(h_1 … h_S), float (B, D): the mean, the maximum, or h_S, the last states of both directions.
+
+        "project" is tanh(V h_S) (Cho et al. 2014).
+        """
         if self.summary == "mean":
             return states.masked_fill(~mask[:, :, None], 0.0).sum(1) / mask.sum(1, keepdim=True)
         if self.summary == "max":
             return states.masked_fill(~mask[:, :, None], -torch.inf).amax(1)
         last = states[torch.arange(len(mask), device=mask.device), mask.sum(1) - 1]
-        if not self.bidirectional:
-            return last
-        half = states.shape[-1] // 2
-        return torch.cat([last[:, :half], states[:, 0, half:]], dim=-1)
+        if self.bidirectional:
+            half = states.shape[-1] // 2
+            last = torch.cat([last[:, :half], states[:, 0, half:]], dim=-1)
+        return last if self.projection is None else torch.tanh(self.projection(last))
+
+
+class Found(NamedTuple):
+    """What a decoder has made of T positions."""
+
+    hidden: Tensor  # (B, T, D), what leaves the top layer
+    context: Tensor  # (B, T, E)
+    weights: Tensor | None  # (B, T, S); None without attention
+    output: Tensor  # (B, T, D), what `read` makes of hidden and context
 
 
 class RNNDecoder(nn.Module):
     """Target tokens so far -> features.
 
-    Where nothing but the previous token enters a cell (no attention, or attention after it), all of T runs in one call
-    of the fused cell. With attention before the cell, each step needs the state of the one before: a loop over T.
+    What enters the first cell at a step, y being the previous token and c the context:
+
+        context = "initial"        y            Sutskever et al. (2014); and all with attention = "after", Luong et al.
+        context = "every_step"     [y; c]       Cho et al. (2014), who read c in the output layer too
+        context = "input_only"     c            no token at all: features depend on the position alone
+        attention = "before"       [y; c_t]     Bahdanau et al. (2015)
+        input_feeding = true       [y; h̃_{t-1}] Luong et al. (2015), section 3.3
+
+    Where nothing that enters was made by the step before (the first three), all of T runs in one call of the fused
+    cell: `at_once`. The other two are a loop: `step_by_step`.
 
     Args:
-        config: the model's settings.
+        config: the decoder's settings.
         embedding: the target's token vectors.
+        memory_width: E, size of the memory's states.
     """
 
-    def __init__(self, config: RNNConfig, embedding: Embedding):
+    def __init__(self, config: RNNDecoderConfig, embedding: Embedding, memory_width: int):
         super().__init__()
         width = config.width
         self.embedding = embedding
-        self.dropout = Dropout(config.dropout)
-        self.every_step = config.context == "every_step"
-        self.place = config.attention
-        inputs = 2 * width if self.every_step or self.place == "before" else width
+        self.dropout = SequenceDropout(config.dropout, config.variational_dropout)
+        self.context, self.residual, self.feeding = config.context, config.residual, config.input_feeding
+        self.before = config.attention == "before"
+        meets_context = config.context != "initial" or self.before
+        beside = memory_width if meets_context else width if self.feeding else 0
+        inputs = beside + (0 if config.context == "input_only" else width)
         self.layers = Layers[Cell](
             Cell(config.cell, inputs if index == 0 else width, width) for index in range(config.layers)
         )
         self.parts = [f"{index}.{name}" for index in range(config.layers) for name in parts_of(config.cell)]
-        self.bridge = nn.Linear(width, len(self.parts) * width)
-        self.attention = None if self.place == "none" else Attention(config.score, width, width)
-        meets_context = self.every_step or self.attention is not None
-        self.readout = nn.Linear(2 * width, width) if meets_context else None
+        self.bridge = nn.Linear(memory_width, len(self.parts) * width)
+        self.attention = None if config.attention == "none" else Attention(
+            config.score, width, memory_width, config.window, config.window_radius, config.coverage)
+        reads_context = config.context == "every_step" or self.attention is not None
+        self.readout = nn.Linear(memory_width + width, width) if reads_context else None
+        self.gate = nn.Linear(memory_width + 2 * width, 1) if config.copy else None
 
     def start(self, memory: Memory) -> State:
         """The state before the first token: tanh(W summary + b) for each part of each layer (Cho et al. 2014)."""
@@ -150,52 +251,91 @@ class RNNDecoder(nn.Module):
         cache = dict(zip(self.parts, first, strict=True))
         if self.attention is not None:
             cache["projected"] = self.attention.score.project(memory.states)
+            if self.attention.w_c is not None:
+                cache["coverage"] = torch.zeros_like(memory.states[:, :, 0])
+        if self.feeding:
+            cache["fed"] = torch.zeros_like(first[0])
         return State(memory, 0, cache)
 
     def forward(self, tokens: Tensor, state: State, taps: Taps | None = None) -> tuple[Tensor, State]:
-        """tokens int64 (B, T) -> features, float (B, T, D), and the state after them."""
-        x = self.embedding(tokens)
-        if self.place == "before":
-            return self.loop(x, state, taps)
-        if self.every_step:
-            x = torch.cat([x, fixed(x, state.memory)], dim=-1)
-        hidden, state = self.run(x, state)
-        if self.attention is None:
-            context = fixed(hidden, state.memory)
-        else:
-            context, weights = self.attention(hidden, state.memory, state.cache["projected"])
-            if taps is not None:
-                taps["cross.0"] = weights
-        return self.read(hidden, context), state
+        """tokens int64 (B, T) -> features, float (B, T, D), and the state after them.
 
-    def loop(self, x: Tensor, state: State, taps: Taps | None) -> tuple[Tensor, State]:
-        """Attention before the cell (Bahdanau et al. 2015): the previous state asks, the context enters the cell."""
-        assert self.attention is not None
-        hidden, contexts, looked = [], [], []
-        top = f"{len(self.layers) - 1}.hidden"
-        for token in torch.split(x, 1, dim=1):
-            query = state.cache[top].unsqueeze(1)
-            context, weights = self.attention(query, state.memory, state.cache["projected"])
-            step, state = self.run(torch.cat([token, context], dim=-1), state)
-            hidden.append(step)
-            contexts.append(context)
-            looked.append(weights)
-        if taps is not None:
-            taps["cross.0"] = torch.cat(looked, dim=1)
-        return self.read(torch.cat(hidden, dim=1), torch.cat(contexts, dim=1)), state
+        With copying, features are (B, T, D + 1 + S): the logit of the gate p_gen = σ(w · [context; hidden; token] + b)
+        (See et al. 2017, eq. 8) and the weights follow, as `regard.model.pointer` reads them.
+        """
+        x, cache = self.embedding(tokens), dict(state.cache)
+        found = (self.step_by_step if self.before or self.feeding else self.at_once)(x, state, cache)
+        features = self.dropout(found.output)
+        if taps is not None and found.weights is not None:
+            taps["cross.0"] = found.weights
+        if self.gate is not None and found.weights is not None:
+            gate = self.gate(torch.cat([found.context, found.hidden, x], dim=-1))
+            shares = found.weights / found.weights.sum(-1, keepdim=True)  # those of a local_p window sum to less than 1
+            features = torch.cat([features, gate, shares], dim=-1)
+        return features, state.advance(tokens.shape[1], cache)
 
-    def run(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        """The layers of cells over x, float (B, T, inputs): the top layer's states, (B, T, D), and the state after."""
-        cache: dict[str, Tensor] = {}
+    def at_once(self, x: Tensor, state: State, cache: dict[str, Tensor]) -> Found:
+        """All T tokens, float (B, T, D), through each layer in turn; then, where there is attention, all T look."""
+        if self.context != "initial":
+            c = fixed(x, state.memory)
+            x = c if self.context == "input_only" else torch.cat([x, c], dim=-1)
         for index, layer in enumerate(self.layers):
-            first = {name: state.cache[f"{index}.{name}"] for name in layer.names}
-            x, last = layer(self.dropout(x), first)
-            cache |= {f"{index}.{name}": tensor for name, tensor in last.items()}
-        return x, state.advance(x.shape[1], cache)
+            y, last = layer(self.dropout(x), {name: cache[f"{index}.{name}"] for name in layer.names})
+            x = x + y if self.residual and index else y
+            cache.update({f"{index}.{name}": tensor for name, tensor in last.items()})
+        weights: Tensor | None = None
+        if self.attention is None:
+            context = fixed(x, state.memory)
+        else:
+            context, weights = self.look(x, state, cache, 0)
+        return Found(x, context, weights, self.read(x, context))
+
+    def step_by_step(self, x: Tensor, state: State, cache: dict[str, Tensor]) -> Found:
+        """One token after another, (B, T, D), each step asking with, or entering, what the one before it made."""
+        first, *others = self.layers
+        width, top = x.shape[-1], f"{len(others)}.hidden"
+        factor = self.dropout.factors(x, first.rnn.input_size)
+        factors = [factor[..., width:], *(self.dropout.factors(x, width) for _ in others)]
+        tokens = first.gates(x * factor[..., :width]).unbind(1)  # T times (B, G), made in one product
+        weight = first.part("weight_ih")[:, width:].T  # what enters beside the token meets it in each step
+
+        def enter(t: int, beside: Tensor) -> Tensor:
+            """Step t through all layers, (B, 1, inputs) -> (B, 1, D)."""
+            y = beside.squeeze(1)
+            for index, layer in enumerate(self.layers):
+                dropped = y * factors[index][:, t]
+                gates = layer.gates(dropped) if index else torch.addmm(tokens[t], dropped, weight)
+                after = layer.step(gates, {name: cache[f"{index}.{name}"] for name in layer.names})
+                cache.update({f"{index}.{name}": tensor for name, tensor in after.items()})
+                y = y + after["hidden"] if self.residual and index else after["hidden"]
+            return y.unsqueeze(1)
+
+        found: list[tuple[Tensor, ...]] = []
+        for t in range(x.shape[1]):
+            if self.before:
+                context, weights = self.look(cache[top].unsqueeze(1), state, cache, t)  # c_t = attention(s_{t-1})
+                hidden = enter(t, context)  # s_t = f(s_{t-1}, [y_{t-1}; c_t])
+                found.append((hidden, context, weights))
+            else:
+                hidden = enter(t, cache["fed"].unsqueeze(1))  # h_t = f(h_{t-1}, [y_{t-1}; h̃_{t-1}])
+                context, weights = self.look(hidden, state, cache, t)  # c_t = attention(h_t)
+                output = self.read(hidden, context)  # h̃_t = tanh(W [c_t; h_t])
+                cache["fed"] = output.squeeze(1)
+                found.append((hidden, context, weights, output))
+        hidden, context, weights, *outputs = (torch.cat(each, dim=1) for each in zip(*found, strict=True))
+        return Found(hidden, context, weights, outputs[0] if outputs else self.read(hidden, context))
+
+    def look(self, query: Tensor, state: State, cache: dict[str, Tensor], t: int) -> tuple[Tensor, Tensor]:
+        """Context, (B, T, E), and weights, (B, T, S), of queries, (B, T, D), the first of them t after the state."""
+        assert self.attention is not None
+        coverage = cache.get("coverage")
+        context, weights = self.attention(query, state.memory, cache["projected"], state.length + t, coverage)
+        if coverage is not None:
+            cache["coverage"] = coverage + weights.sum(1)
+        return context, weights
 
     def read(self, hidden: Tensor, context: Tensor) -> Tensor:
-        """tanh(W [context; hidden]) (Luong et al. 2015, eq. 5) where a context is met, else the hidden state."""
-        if self.readout is not None:
-            hidden = torch.tanh(self.readout(torch.cat([context, hidden], dim=-1)))
-        features: Tensor = self.dropout(hidden)
-        return features
+        """tanh(W [context; hidden]) (Luong et al. 2015, eq. 5) where a context is read, else the hidden state."""
+        if self.readout is None:
+            return hidden
+        return torch.tanh(self.readout(torch.cat([context, hidden], dim=-1)))

@@ -1,14 +1,27 @@
 """A whole model: encoder, decoder and output. The one place that knows all families."""
 
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
-from regard.config import AnyModelConfig, RNNConfig
+from regard.config_model import AnyModelConfig, RNNDecoderConfig
 from regard.data.batches import Batch
+from regard.errors import ConfigError
+from regard.model.conv import ConvDecoder, ConvEncoder
 from regard.model.layers import INIT, Embedding
+from regard.model.pointer import mixed_log_probabilities
 from regard.model.rnn import RNNDecoder, RNNEncoder, reverse
 from regard.model.state import Memory, State, Taps
 from regard.model.transformer import TransformerDecoder, TransformerEncoder
+
+ENCODERS: dict[str, Callable[[Any, Embedding], nn.Module]] = {
+    "rnn": RNNEncoder, "conv": ConvEncoder, "transformer": TransformerEncoder}
+DECODERS: dict[str, Callable[[Any, Embedding, int], RNNDecoder | ConvDecoder | TransformerDecoder]] = {
+    "rnn": RNNDecoder, "conv": ConvDecoder, "transformer": TransformerDecoder}
+"""The parts of a model by the kind of their settings; a decoder is told the width of the memory that it looks at."""
 
 
 class Seq2Seq(nn.Module):
@@ -22,16 +35,15 @@ class Seq2Seq(nn.Module):
 
     def __init__(self, config: AnyModelConfig, source_size: int, target_size: int):
         super().__init__()
-        target = Embedding(target_size, config.width)
-        source = target if config.tie == "all" else Embedding(source_size, config.width)
-        self.encoder: RNNEncoder | TransformerEncoder
-        self.decoder: RNNDecoder | TransformerDecoder
-        if isinstance(config, RNNConfig):
-            self.encoder, self.decoder = RNNEncoder(config, source), RNNDecoder(config, target)
-        else:
-            self.encoder, self.decoder = TransformerEncoder(config, source), TransformerDecoder(config, target)
+        encoder, decoder = config.encoder, config.decoder
+        target = Embedding(target_size, decoder.width)
+        source = target if config.tie == "all" else Embedding(source_size, encoder.width)
+        self.encoder: nn.Module = ENCODERS[encoder.kind](encoder, source)
+        self.decoder: RNNDecoder | ConvDecoder | TransformerDecoder = DECODERS[decoder.kind](
+            decoder, target, encoder.width)
         self.output = target.weight if config.tie != "none" else nn.Parameter(torch.randn_like(target.weight) * INIT)
         self.reverse_source = config.reverse_source
+        self.copies = isinstance(decoder, RNNDecoderConfig) and decoder.copy
 
     def encode(self, source: Tensor, mask: Tensor, taps: Taps | None = None) -> Memory:
         """source int64 (B, S), mask bool (B, S) -> `Memory`, its states (and the taps) in the source's own order."""
@@ -46,7 +58,9 @@ class Seq2Seq(nn.Module):
             for name, weights in asked.items():  # (B, H, S, S)
                 rows = weights.gather(2, order[:, None, :, None].expand_as(weights))
                 taps[name] = rows.gather(3, order[:, None, None, :].expand_as(weights))
-        return Memory(reverse(memory.states, mask), mask, memory.summary)
+        states = reverse(memory.states, mask)
+        values = states if memory.values is memory.states else reverse(memory.values, mask)
+        return replace(memory, states=states, values=values, source=source)
 
     def start(self, batch: Batch) -> State:
         """The decoder's state before the first target token."""
@@ -63,6 +77,18 @@ class Seq2Seq(nn.Module):
         """Features (…, D) -> logits (…, V)."""
         return nn.functional.linear(features, self.output)
 
+    def log_probabilities(self, features: Tensor, source: Tensor) -> Tensor:
+        """What follows each position: float32 or wider (B, T, V), nats.
+
+        Args:
+            features: from the decoder, (B, T, D); one that copies appends its gate and its attention to them.
+            source: int64 (B, S), the tokens that may be copied.
+        """
+        if self.copies:
+            return mixed_log_probabilities(features, self.output, source)
+        logits = self.project(features)
+        return torch.log_softmax(logits if logits.dtype == torch.float64 else logits.float(), dim=-1)
+
 
 def build_model(config: AnyModelConfig, source_size: int, target_size: int) -> Seq2Seq:
     """A new model with random weights, drawn from torch's generator.
@@ -71,5 +97,10 @@ def build_model(config: AnyModelConfig, source_size: int, target_size: int) -> S
         config: the `[model]` section.
         source_size: entries of the source vocabulary.
         target_size: entries of the target vocabulary.
+
+    Raises:
+        ConfigError: settings that cannot work together, all of them at once.
     """
+    if reasons := list(config.reasons()):
+        raise ConfigError("[model]: " + "; ".join(reasons))
     return Seq2Seq(config, source_size, target_size)

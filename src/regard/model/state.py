@@ -15,21 +15,28 @@ or (B, H, T, S), under its own name ("cross.0", "encoder.0", "decoder.0"). When 
 
 @dataclass(frozen=True)
 class Memory:
-    """A source as its encoder remembers it.
+    """A source as its encoder remembers it. B batch, S source length, D the encoder's width.
 
     Attributes:
-        states: float (B, S, D), one vector for each source token.
+        states: float (B, S, D), one vector for each source token: what is compared.
         mask: bool (B, S), True where there is a real token.
         summary: float (B, D), one vector for the whole source.
+        source: int64 (B, S), the tokens themselves.
+        values: float (B, S, D), what attention sums up; the same tensor as `states` in all families but one (Gehring
+            et al. 2017 add the token vectors).
     """
 
     states: Tensor
     mask: Tensor
     summary: Tensor
+    source: Tensor
+    values: Tensor
 
     def select(self, rows: Tensor) -> "Memory":
         """The memory of the given rows (int64, (N,)), repeated or left out as they say."""
-        return Memory(self.states[rows], self.mask[rows], self.summary[rows])
+        states = self.states[rows]
+        values = states if self.values is self.states else self.values[rows]
+        return Memory(states, self.mask[rows], self.summary[rows], self.source[rows], values)
 
 
 @dataclass(frozen=True)

@@ -1,29 +1,41 @@
 """The Transformer (Vaswani et al. 2017): its encoder and its decoder.
 
-B batch, S source length, T target length, D width, H heads. Names in taps: "encoder.i" and "decoder.i" are
-self-attention in layer i, "cross.i" is the decoder's attention to the source.
+B batch, S source length, T target length, D width, H heads, K heads of keys and values. Names in taps: "encoder.i" and
+"decoder.i" are self-attention in layer i, "cross.i" is the decoder's attention to the source. What later papers
+changed in a part stands in its place: the activation, the norm, the positions.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from regard.config import TransformerConfig
+from regard.config_model import TransformerSideConfig
 from regard.model.attention import MultiHeadAttention
 from regard.model.layers import Dropout, Embedding, Layers, linear
-from regard.model.positions import Sinusoidal
+from regard.model.positions import POSITIONS, Order
 from regard.model.state import Memory, State, Taps
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": torch.relu, "gelu": nn.functional.gelu}
+
+def swiglu(x: Tensor) -> Tensor:
+    """silu(a) * b of the halves [a; b] of x: a gate, and what it lets through (Shazeer 2020, eq. 6)."""
+    gate, values = x.chunk(2, dim=-1)
+    return nn.functional.silu(gate) * values
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": torch.relu, "gelu": nn.functional.gelu, "swiglu": swiglu}
+NORMS: dict[str, Callable[[int], nn.Module]] = {
+    "layer": nn.LayerNorm, "rms": partial(nn.RMSNorm, eps=1e-5)}  # eps as LayerNorm's, not that of the number type
 
 
 class FeedForward(nn.Module):
     """Two linear maps with an activation between them, at each position alone (section 3.3)."""
 
-    def __init__(self, config: TransformerConfig):
+    def __init__(self, config: TransformerSideConfig):
         super().__init__()
-        self.inner = linear(config.width, config.feedforward)
+        self.inner = linear(config.width, config.feedforward * (2 if config.activation == "swiglu" else 1))
         self.outer = linear(config.feedforward, config.width)
         self.activation = ACTIVATIONS[config.activation]
         self.dropout = Dropout(config.feedforward_dropout)
@@ -37,9 +49,9 @@ class FeedForward(nn.Module):
 class Residual(nn.Module):
     """What wraps each part of a layer: x + part(x), normalised after it (2017) or before it (pre-norm)."""
 
-    def __init__(self, config: TransformerConfig):
+    def __init__(self, config: TransformerSideConfig):
         super().__init__()
-        self.norm = nn.LayerNorm(config.width)
+        self.norm = NORMS[config.norm_kind](config.width)
         self.dropout = Dropout(config.dropout)
         self.before = config.norm == "pre"
 
@@ -52,18 +64,20 @@ class Residual(nn.Module):
 class EncoderLayer(nn.Module):
     """Self-attention, then feed-forward."""
 
-    def __init__(self, config: TransformerConfig):
+    def __init__(self, config: TransformerSideConfig):
         super().__init__()
-        self.attention = MultiHeadAttention(config.width, config.heads, config.attention_dropout)
+        self.attention = attention_of(config)
         self.feedforward = FeedForward(config)
         self.attention_residual = Residual(config)
         self.feedforward_residual = Residual(config)
 
-    def forward(self, x: Tensor, mask: Tensor, name: str, taps: Taps | None) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor, order: Order, name: str, taps: Taps | None) -> Tensor:
         """(B, S, D) -> (B, S, D); mask bool (B, 1, 1, S)."""
 
         def attention(x: Tensor) -> Tensor:
-            return tapped(self.attention(x, *self.attention.project(x), mask, taps is not None), name, taps)
+            keys, values = self.attention.project(x)
+            query, keys = order.rotate(self.attention.ask(x)), order.rotate(keys)
+            return tapped(self.attention(query, keys, values, mask, order.bias, taps is not None), name, taps)
 
         x = self.attention_residual(x, attention)
         y: Tensor = self.feedforward_residual(x, self.feedforward)
@@ -73,36 +87,45 @@ class EncoderLayer(nn.Module):
 class DecoderLayer(nn.Module):
     """Self-attention to the past, attention to the source, then feed-forward."""
 
-    def __init__(self, config: TransformerConfig):
+    def __init__(self, config: TransformerSideConfig, memory_width: int):
         super().__init__()
-        self.attention = MultiHeadAttention(config.width, config.heads, config.attention_dropout)
-        self.cross = MultiHeadAttention(config.width, config.heads, config.attention_dropout)
+        self.attention = attention_of(config)
+        self.cross = attention_of(config, memory_width)
         self.feedforward = FeedForward(config)
         self.attention_residual = Residual(config)
         self.cross_residual = Residual(config)
         self.feedforward_residual = Residual(config)
 
     def forward(
-        self, x: Tensor, state: State, past: Tensor | None, index: int, taps: Taps | None
+        self, x: Tensor, state: State, past: Tensor | None, order: Order, index: int, taps: Taps | None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """(B, T, D) -> (B, T, D), and the keys and values of this layer's past for the next step."""
+        """(B, T, D) -> (B, T, D), and the keys and values, (B, K, …), of this layer's past for the next step."""
         cache: dict[str, Tensor] = {}
 
         def attention(x: Tensor) -> Tensor:
-            for kind, new in zip(("keys", "values"), self.attention.project(x), strict=True):
+            keys, values = self.attention.project(x)
+            query, keys = order.rotate(self.attention.ask(x)), order.rotate(keys)
+            for kind, new in (("keys", keys), ("values", values)):
                 old = state.cache.get(f"{index}.{kind}")
                 cache[f"{index}.{kind}"] = new if old is None else torch.cat([old, new], dim=2)
             keys, values = cache[f"{index}.keys"], cache[f"{index}.values"]
-            return tapped(self.attention(x, keys, values, past, taps is not None), f"decoder.{index}", taps)
+            attended = self.attention(query, keys, values, past, order.bias, taps is not None)
+            return tapped(attended, f"decoder.{index}", taps)
 
         def cross(x: Tensor) -> Tensor:
             keys, values = state.cache[f"{index}.memory_keys"], state.cache[f"{index}.memory_values"]
             mask = state.memory.mask[:, None, None, :]
-            return tapped(self.cross(x, keys, values, mask, taps is not None), f"cross.{index}", taps)
+            attended = self.cross(self.cross.ask(x), keys, values, mask, None, taps is not None)
+            return tapped(attended, f"cross.{index}", taps)
 
         x = self.attention_residual(x, attention)
         x = self.cross_residual(x, cross)
         return self.feedforward_residual(x, self.feedforward), cache
+
+
+def attention_of(config: TransformerSideConfig, memory_width: int | None = None) -> MultiHeadAttention:
+    """An attention as the settings say, to the same states or to a memory's."""
+    return MultiHeadAttention(config.width, config.heads, config.attention_dropout, memory_width, config.kv_heads)
 
 
 def tapped(attended: tuple[Tensor, Tensor | None], name: str, taps: Taps | None) -> Tensor:
@@ -121,22 +144,23 @@ class TransformerEncoder(nn.Module):
         embedding: the source's token vectors.
     """
 
-    def __init__(self, config: TransformerConfig, embedding: Embedding):
+    def __init__(self, config: TransformerSideConfig, embedding: Embedding):
         super().__init__()
         self.embedding = embedding
-        self.positions = Sinusoidal(config.width)
+        self.positions = POSITIONS[config.positions](config, False)
         self.dropout = Dropout(config.dropout)
         self.layers = Layers[EncoderLayer](EncoderLayer(config) for _ in range(config.layers))
-        self.norm = nn.LayerNorm(config.width) if config.norm == "pre" else nn.Identity()
+        self.norm = NORMS[config.norm_kind](config.width) if config.norm == "pre" else nn.Identity()
 
     def forward(self, source: Tensor, mask: Tensor, taps: Taps | None = None) -> Memory:
         """source int64 (B, S), mask bool (B, S); the summary is the mean of the states."""
         x = self.dropout(self.positions(self.embedding(source)))
+        order = self.positions.order(x)
         for index, layer in enumerate(self.layers):
-            x = layer(x, mask[:, None, None, :], f"encoder.{index}", taps)
+            x = layer(x, mask[:, None, None, :], order, f"encoder.{index}", taps)
         states = self.norm(x)
         real = mask[:, :, None].to(states.dtype)
-        return Memory(states, mask, (states * real).sum(1) / real.sum(1))
+        return Memory(states, mask, (states * real).sum(1) / real.sum(1), source, states)
 
 
 class TransformerDecoder(nn.Module):
@@ -145,15 +169,16 @@ class TransformerDecoder(nn.Module):
     Args:
         config: the model's settings.
         embedding: the target's token vectors.
+        memory_width: size of the memory's states.
     """
 
-    def __init__(self, config: TransformerConfig, embedding: Embedding):
+    def __init__(self, config: TransformerSideConfig, embedding: Embedding, memory_width: int):
         super().__init__()
         self.embedding = embedding
-        self.positions = Sinusoidal(config.width)
+        self.positions = POSITIONS[config.positions](config, True)
         self.dropout = Dropout(config.dropout)
-        self.layers = Layers[DecoderLayer](DecoderLayer(config) for _ in range(config.layers))
-        self.norm = nn.LayerNorm(config.width) if config.norm == "pre" else nn.Identity()
+        self.layers = Layers[DecoderLayer](DecoderLayer(config, memory_width) for _ in range(config.layers))
+        self.norm = NORMS[config.norm_kind](config.width) if config.norm == "pre" else nn.Identity()
 
     def start(self, memory: Memory) -> State:
         """The state before the first token: each layer's keys and values of the source, computed once."""
@@ -167,12 +192,13 @@ class TransformerDecoder(nn.Module):
         """tokens int64 (B, T) -> features, float (B, T, D), and the state after them."""
         length = tokens.shape[1]
         x = self.dropout(self.positions(self.embedding(tokens), state.length))
+        order = self.positions.order(x, state.length)
         past = None  # one token may see everything that is held; several must not see each other's future
         if length > 1:
             held = torch.ones(length, state.length + length, dtype=torch.bool, device=tokens.device)
             past = held.tril(diagonal=state.length)
         cache: dict[str, Tensor] = {}
         for index, layer in enumerate(self.layers):
-            x, new = layer(x, state, past, index, taps)
+            x, new = layer(x, state, past, order, index, taps)
             cache |= new
         return self.norm(x), state.advance(length, cache)

@@ -147,7 +147,8 @@ class Trainer:
         self.model.train()
         for batch in batches:
             with matrix_products(self.precision):
-                loss, surprise = loss_of(self.model, batch.to(self.device), settings.label_smoothing)
+                loss, surprise = loss_of(self.model, batch.to(self.device), settings.label_smoothing,
+                                         settings.coverage_loss)
                 (loss / tokens).backward()  # type: ignore[no-untyped-call]
             total += surprise
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip or math.inf)

@@ -7,9 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from regard.data.batches import Batch
+from regard.model.pointer import mixed_log_probabilities
 from regard.model.seq2seq import Seq2Seq
+from regard.model.state import Taps
 
 PIECE = 512
 """Rows whose logits exist at one time: 512 x 10,000 float32 are 20 MB."""
@@ -72,7 +75,60 @@ def cross_entropy(features: Tensor, weight: Tensor, targets: Tensor, smoothing: 
     return loss, surprise
 
 
-def loss_of(model: Seq2Seq, batch: Batch, smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
-    """The loss and the plain cross-entropy of a batch, each summed over its real target tokens, in nats."""
-    features = model(batch)
-    return cross_entropy(features[batch.target_mask], model.output, batch.target_out[batch.target_mask], smoothing)
+def copying_cross_entropy(
+    features: Tensor, weight: Tensor, batch: Batch, smoothing: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """As `cross_entropy`, of a decoder that copies (`regard.model.pointer`), over a batch's real target tokens.
+
+    Some sentences at a time, whose probabilities are not kept but made anew for their gradient.
+    """
+    loss, surprise = features.new_zeros(()), features.new_zeros(())
+    sentences = max(1, PIECE // features.shape[1])
+    for start in range(0, len(batch), sentences):
+        piece = slice(start, start + sentences)
+        mean, right = checkpoint(_copying_piece, features[piece], weight, batch.source[piece], batch.target_out[piece],
+                                 batch.target_mask[piece], use_reentrant=False)
+        loss = loss - smoothing * mean - (1 - smoothing) * right
+        surprise = surprise - right.detach()
+    return loss, surprise
+
+
+def _copying_piece(
+    features: Tensor, weight: Tensor, source: Tensor, target: Tensor, mask: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Log-probabilities summed over the real positions: the mean over the vocabulary, and that of the right token."""
+    log_p = mixed_log_probabilities(features, weight, source)
+    right = log_p.gather(-1, target[:, :, None]).squeeze(-1)
+    return log_p.mean(-1)[mask].sum(), right[mask].sum()
+
+
+def coverage_loss(weights: Tensor, mask: Tensor) -> Tensor:
+    """What attention gives to places that it has looked at before, See et al. (2017), eq. 12: Σ_t Σ_i min(a_ti, c_ti).
+
+    Args:
+        weights: float (B, T, S), attention; c_t is the sum of its rows before t.
+        mask: bool (B, T), True where there is a real target token.
+    """
+    before = weights.cumsum(1) - weights
+    return torch.minimum(weights, before).sum(-1)[mask].sum()
+
+
+def loss_of(model: Seq2Seq, batch: Batch, smoothing: float = 0.0, coverage: float = 0.0) -> tuple[Tensor, Tensor]:
+    """The loss and the plain cross-entropy of a batch, each summed over its real target tokens, in nats.
+
+    Args:
+        model: in training or eval mode.
+        batch: sources and targets.
+        smoothing: share of each target spread evenly over the vocabulary.
+        coverage: weight of `coverage_loss` in the loss (See et al. 2017, eq. 13).
+    """
+    taps: Taps | None = {} if coverage else None
+    features = model(batch, taps)
+    if model.copies:
+        loss, surprise = copying_cross_entropy(features, model.output, batch, smoothing)
+    else:
+        mask = batch.target_mask
+        loss, surprise = cross_entropy(features[mask], model.output, batch.target_out[mask], smoothing)
+    if taps is not None:
+        loss = loss + coverage * coverage_loss(taps["cross.0"], batch.target_mask)
+    return loss, surprise
