@@ -137,7 +137,7 @@ def test_unknown_command_and_option_name_a_near_one():
 
 def test_init_lists_and_prints_presets():
     listed = regard("init", "--list").stdout.splitlines()
-    assert [line.split()[0] for line in listed] == ["en-de-transformer", "pairs-tsv", "rnn-attention", "rnn-fixed"]
+    assert [line.split()[0] for line in listed] == ["conv", "en-de-transformer", "pairs-tsv", "rnn-attention", "rnn-fixed"]
     assert regard("init", "rnn-fixed").stdout == _presets()["rnn-fixed"]
 
 
