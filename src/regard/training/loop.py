@@ -25,7 +25,7 @@ from regard.training.checkpoint import Checkpoint, mean_weights, put_weights, we
 from regard.training.log import MetricsLog
 from regard.training.objective import loss_of
 from regard.training.optimizer import make_optimizer, optimizer_tensors, put_optimizer
-from regard.training.precision import chosen, matrix_products
+from regard.training.precision import chosen, matrix_products, measured
 from regard.training.progress import Reporter
 from regard.training.run import BETTER, Run
 from regard.training.schedule import learning_rate
@@ -244,9 +244,9 @@ class Trainer:
             raise CheckpointError(f"{self.run.folder}: all of its checkpoints are damaged. Start anew with "
                                   "--fresh --force")
         self.log.rewind(0)
-        self.reporter.say(f"model: {sum(weights.numel() for weights in self.model.parameters()):,} parameters, on "
-                          f"{self.device}, matrix products in {self.precision}; {self.order.updates(0):,} updates an "
-                          "epoch")
+        size = sum(weights.numel() for weights in self.model.parameters())
+        self.reporter.say(f"model: {size:,} parameters, on {self.device}, matrix products in "
+                          f"{measured(self.precision, self.device)}; {self.order.updates(0):,} updates an epoch")
 
     def standing_of(self, state: Mapping[str, Any]) -> Standing:
         """Where a checkpoint's training stood, as far as the settings still say the same."""
