@@ -154,6 +154,8 @@ MISFITS = {
                                      f'attention = "before" or "after", or leave {name} out.')
        for name, value, text in (("score", "dot", '"dot"'), ("input_feeding", True, "true"), ("copy", True, "true"),
                                  ("window", "local_p", '"local_p"'), ("coverage", True, "true"))},
+    "an embedding for nobody": (RNN | {"context": "input_only", "tie": "none"},
+                                'tie = "none" gives the target an embedding of its own, which context = "input_only" '),
     "fed twice": (RNN | {"attention": "before", "input_feeding": True},
                   'input_feeding = true means nothing with attention = "before", where the context enters the cell'),
     "a radius of everything": (RNN | {"attention": "after", "window_radius": 3},

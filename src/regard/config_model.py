@@ -61,6 +61,12 @@ class WholeConfig(Section):
                                                    "and the output; decoder = target embedding and output")
     reverse_source: bool = Field(False, description="read the source from right to left (Sutskever et al. 2014)")
 
+    def unread(self, decoder: SideConfig) -> Iterator[str]:
+        """Why the target's embedding would never be read; nothing if it is."""
+        if self.tie == "none" and getattr(decoder, "context", None) == "input_only":
+            yield ('tie = "none" gives the target an embedding of its own, which context = "input_only" never reads: '
+                   'use tie = "decoder", or another context')
+
 
 class RNNSideConfig(SideConfig):
     """What both sides of an RNN have."""
@@ -200,6 +206,10 @@ class RNNConfig(RNNEncoderConfig, RNNDecoderConfig, WholeConfig):
         """The settings of the decoder."""
         return self
 
+    def reasons(self) -> Iterator[str]:
+        yield from super().reasons()
+        yield from self.unread(self)
+
 
 class ConvConfig(ConvSideConfig, WholeConfig):
     """The convolutional encoder-decoder of Gehring et al. (2017)."""
@@ -253,6 +263,7 @@ class MixedConfig(WholeConfig):
         encoder, decoder = self.encoder, self.decoder
         yield from (f"encoder: {reason}" for reason in encoder.reasons())
         yield from (f"decoder: {reason}" for reason in decoder.reasons())
+        yield from self.unread(decoder)
         widths = f"encoder.width = {encoder.width}, decoder.width = {decoder.width}"
         if self.tie == "all" and encoder.width != decoder.width:
             yield f'tie = "all" needs one width, and {widths}: use tie = "decoder", or equal widths'
