@@ -1,0 +1,154 @@
+"""What the benchmarks of training speed share: plain models, whole updates, and turns in blocks."""
+
+import math
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from regard.config import TrainConfig
+from regard.data.batches import Batch, Order
+from regard.data.shards import Corpus
+from regard.model.positions import Sinusoidal
+from regard.model.seq2seq import Seq2Seq
+from regard.text.tokenizer import PAD
+from regard.training.objective import loss_of
+from regard.training.optimizer import make_optimizer
+from regard.training.precision import matrix_products
+
+SMOOTHING = 0.1
+
+
+class Plain(nn.Module):
+    """What the plain models of all families share: one embedding for all, and the loss over all logits.
+
+    Args:
+        size: V, entries of the vocabulary.
+        width: D, size of a token vector.
+        dropout: share of values dropped in training.
+    """
+
+    def __init__(self, size: int, width: int, dropout: float):
+        super().__init__()
+        self.embedding = nn.Embedding(size, width, padding_idx=PAD)
+        nn.init.normal_(self.embedding.weight, std=width**-0.5)
+        self.dropout = nn.Dropout(dropout)
+        self.scale = math.sqrt(width)
+
+    def vectors(self, tokens: Tensor) -> Tensor:
+        """Token vectors, float (B, T, D), of tokens, int64 (B, T)."""
+        vectors: Tensor = self.embedding(tokens)
+        return vectors * self.scale
+
+    def features(self, batch: Batch) -> Tensor:
+        """What the logits are made of, float (B, T, D)."""
+        raise NotImplementedError
+
+    def loss(self, batch: Batch) -> Tensor:
+        """The label-smoothed cross-entropy of a batch, per real target token."""
+        logits = self.features(batch) @ self.embedding.weight.T
+        targets = batch.target_out.masked_fill(~batch.target_mask, -100)
+        return nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), label_smoothing=SMOOTHING)
+
+
+class PlainTransformer(Plain):
+    """What the torch tutorial would write: `nn.Transformer`, 4 + 4 layers, 4 heads."""
+
+    def __init__(self, size: int, width: int = 128, dropout: float = 0.3):
+        super().__init__(size, width, dropout)
+        self.positions = Sinusoidal(width)
+        self.transformer = nn.Transformer(width, 4, 4, 4, 2 * width, dropout, batch_first=True)
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Token vectors with positions."""
+        vectors: Tensor = self.dropout(self.positions(self.vectors(tokens)))
+        return vectors
+
+    def features(self, batch: Batch) -> Tensor:
+        causal = nn.Transformer.generate_square_subsequent_mask(batch.target_in.shape[1]).isinf()
+        padding = ~batch.source_mask
+        features: Tensor = self.transformer(
+            self.embed(batch.source), self.embed(batch.target_in), tgt_mask=causal, src_key_padding_mask=padding,
+            tgt_key_padding_mask=~batch.target_mask, memory_key_padding_mask=padding, tgt_is_causal=True,
+        )
+        return features
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A model in training, and how exactly it multiplies ("float32" or "fast").
+
+    Attributes:
+        loss: of a batch, per real target token.
+    """
+
+    model: nn.Module
+    loss: Callable[[Batch], Tensor]
+    optimizer: torch.optim.Optimizer
+    precision: str
+
+    @classmethod
+    def ours(cls, model: Seq2Seq, settings: TrainConfig, precision: str) -> "Contestant":
+        """A model of Regard's, trained as Regard does."""
+        return cls(model, lambda batch: loss_of(model, batch, SMOOTHING)[0] / batch.tokens,
+                   make_optimizer(model, settings), precision)
+
+    @classmethod
+    def plain(cls, model: Plain, optimizer: type[torch.optim.Optimizer]) -> "Contestant":
+        """A plain model, trained as torch does without being told."""
+        return cls(model, model.loss, optimizer(model.parameters(), lr=1e-3), "float32")  # type: ignore[call-arg]
+
+    def update(self, batch: Batch) -> None:
+        """One whole update: forward, loss, backward, clip, optimizer step."""
+        with matrix_products(self.precision):
+            self.loss(batch).backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def speed(self, batches: Sequence[Batch]) -> float:
+        """Real target tokens per second over an update on each of the batches."""
+        start = time.perf_counter()
+        for batch in batches:
+            self.update(batch)
+        return sum(batch.tokens for batch in batches) / (time.perf_counter() - start)
+
+
+def batches_of(corpus: Corpus, batch_tokens: int, count: int) -> list[Batch]:
+    """The first batches of a training, epoch after epoch."""
+    order = Order(corpus, batch_tokens, seed=1)
+    places = (divmod(number, order.updates(0)) for number in range(count))
+    return [order.update(epoch, position)[0] for epoch, position in places]
+
+
+def take_turns(contestants: Mapping[str, Contestant], batches: Sequence[Batch], rounds: int, block: int,
+               title: str = "") -> dict[str, list[float]]:
+    """Tokens per second of each block of updates, for each contestant.
+
+    Args:
+        contestants: by name; they take turns, a block each.
+        batches: what is left of them after the blocks comes first, untimed.
+        rounds: blocks of each contestant.
+        block: updates in a block.
+        title: begins each line of progress.
+    """
+    speeds: dict[str, list[float]] = {name: [] for name in contestants}
+    warmup = len(batches) - rounds * block
+    for number in range(rounds + 1):
+        first, last = (0, warmup) if number == 0 else (warmup + (number - 1) * block, warmup + number * block)
+        for name, contestant in contestants.items():
+            speed = contestant.speed(batches[first:last])
+            if number:
+                speeds[name].append(speed)
+                print(f"{title}round {number}/{rounds}  {name:<7} {speed:>8,.0f} tokens/s", file=sys.stderr)
+    return speeds
+
+
+def ratios(speeds: Mapping[str, Sequence[float]], name: str) -> tuple[float, float, float]:
+    """A contestant's speed over the plain one's, of the blocks of each round: the median, the least, the greatest."""
+    each = [ours / plain for ours, plain in zip(speeds[name], speeds["plain"], strict=True)]
+    return statistics.median(each), min(each), max(each)
