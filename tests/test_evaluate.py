@@ -7,7 +7,7 @@ import pytest
 
 from regard import metrics
 from regard.errors import ConfigError, DataError
-from regard.evaluate import LONGEST, evaluate
+from regard.evaluate import LONGEST, Bucket, evaluate
 from regard.translator import Translation
 
 
@@ -108,3 +108,22 @@ def test_unknown_tokenize_is_refused_before_translating():
     with pytest.raises(ConfigError, match='tokenize = "14a" is not a tokenization of BLEU'):
         evaluate(translator, SOURCES, REFERENCES, tokenize="14a")
     assert translator.beams == []
+
+
+def test_several_references_and_the_closeness_of_each_line():
+    others = ["a", "A B D", None, "Z"]
+    result = evaluate(Known(OUTPUTS), SOURCES, [REFERENCES, others])
+    texts = ["A B", "A B D", "A B C D E", ""]
+    assert result.scores[3].value == 50 and result.scores[3].signature == "nrefs:var|case:mixed|tok:none"
+    assert result.scores[0] == metrics.bleu(texts, [REFERENCES, others], "none")
+    assert result.closeness == [metrics.chrf([text], [[a], [b]]).value
+                                for text, a, b in zip(texts, REFERENCES, others, strict=True)]
+    with pytest.raises(DataError, match="4 source lines and 3 references"):
+        evaluate(Known([]), SOURCES, [REFERENCES, others[:3]])
+    with pytest.raises(DataError, match="holds no reference text"):
+        evaluate(Known([]), ["a"], [[None], [" "]])
+
+
+def test_buckets_have_names():
+    names = [Bucket(*limits, 1, []).name for limits in ((0, 5), (6, 10), (241, None))]
+    assert names == ["up to 5", "6–10", "241 and more"]

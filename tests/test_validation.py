@@ -53,6 +53,16 @@ def test_scores(corpus, metric, score, batch_tokens, monkeypatch):
     assert scores == expected
 
 
+def test_token_error_rate_parts_words_as_bleu_does(corpus, monkeypatch):
+    config, tokenizers, model = prepared(corpus, metric="token_error_rate")
+    config = config.model_copy(update={"data": config.data.model_copy(update={"bleu_tokenize": "char"})})
+    asked = []
+    monkeypatch.setattr(module, "token_error_rate", lambda outputs, references, tokenize: (
+        asked.append(tokenize), token_error_rate(outputs, references, tokenize))[1])
+    Validation(config, tokenizers, CPU).scores(model)
+    assert asked == ["char"]
+
+
 def test_a_validation_file_without_a_pair(corpus):
     config, tokenizers, _ = prepared(corpus)
     for side in ("source", "target"):

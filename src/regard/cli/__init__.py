@@ -7,6 +7,7 @@
     train.py       prepare, train
     translate.py   translate, score
     evaluate.py    evaluate
+    compare.py     compare
     look.py        look
     info.py        info
 
@@ -20,6 +21,7 @@ from typing import Annotated
 import typer
 
 from regard import __version__
+from regard.cli.compare import compare
 from regard.cli.evaluate import evaluate
 from regard.cli.exits import Commands, exit_codes
 from regard.cli.info import info
@@ -65,7 +67,7 @@ def regard(
     """
 
 
-for _command in (demo, init, prepare, train, translate, score, evaluate, look, info):
+for _command in (demo, init, prepare, train, translate, score, evaluate, compare, look, info):
     app.command()(_command)
 
 

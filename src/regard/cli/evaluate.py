@@ -6,79 +6,120 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from regard.cli.options import Beam, Checkpoint, Device, Json, RunFolder, open_translator
-from regard.cli.output import figures, page, progress, say
+from regard.cli.output import figures, page, progress, results, say
 from regard.errors import ConfigError
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from regard.config import Config
-    from regard.evaluate import Bucket, Evaluation
-    from regard.text.corpus import Pairs
+    from regard.evaluate import Evaluation, TestSet
+
+Source = Annotated[Path | None, typer.Option(metavar="FILE", help="Sources, one a line; needs --target.")]
+Targets = Annotated[
+    list[Path] | None,
+    typer.Option(metavar="FILE", help="Their references; needs --source. Give it once for each of several references."),
+]
+Tokenize = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="How BLEU parts words: 13a | none | intl | char | zh. Default: the run's."),
+]
 
 
 def evaluate(
     run: RunFolder,
-    source: Annotated[Path | None, typer.Option(metavar="FILE", help="Sources, one a line; needs --target.")] = None,
-    target: Annotated[Path | None, typer.Option(metavar="FILE", help="Their references; needs --source.")] = None,
-    tokenize: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="How BLEU parts words: 13a | none | intl | char | zh. Default: the run's."),
-    ] = None,
+    source: Source = None,
+    target: Targets = None,
+    tokenize: Tokenize = None,
     beam: Beam = None,
     checkpoint: Checkpoint = "best",
     device: Device = "auto",
+    report: Annotated[bool, typer.Option("--report", help="Write RUN/report.html, a page that shows it all.")] = False,
     as_json: Json = False,
 ) -> None:
     """Translate a test set and score the output.
 
     The test set is the run's own, or the files given. BLEU, chrF and TER are sacreBLEU's, each with its signature; with
     them come exact match and token error rate (edits per reference token), all in percent, and all of them by the
-    length of the source too. Nothing is written.
+    length of the source too. Of several references the closest counts. Nothing is written but the page of --report.
 
     \b
     Examples:
-      regard evaluate runs/en-de
-      regard evaluate runs/en-de --source new.en --target new.de --json > new.json
+      regard evaluate runs/en-de --report
+      regard evaluate runs/en-de --source new.en --target new.de --target new.2.de --json > new.json
     """
+    from regard.evaluate import TestSet
     from regard.evaluate import evaluate as judge
+    from regard.evaluate.report import Told, require_jinja, run_page
     from regard.metrics import check_tokenize
     from regard.training.run import Run
 
     if tokenize is not None:
         check_tokenize(tokenize)
+    if report:
+        require_jinja()
     opened = Run.open(run)
-    pairs = _test_set(opened.config, source, target)
+    test = given_test("evaluate", source, target) or TestSet.of(opened.config.data)
+    if test is None:
+        raise ConfigError("regard evaluate: the run's config has no [data] test. Give --source FILE --target FILE")
     translator = open_translator(run, checkpoint, device)
-    with progress("translating", len(pairs)) as advance:
-        evaluation = judge(translator, pairs.sources, pairs.targets, tokenize=tokenize, beam=beam, progress=advance)
-    for number, problem in evaluation.problems.items():
-        say(f"{pairs.place(number - 1)}: not translated, scored as empty: {problem}")
-    beam = beam or opened.config.decode.beam
-    chosen = opened.find(checkpoint).name
+    with progress("translating", len(test)) as advance:
+        evaluation = judge(translator, test.sources, test.references, tokenize=tokenize, beam=beam, progress=advance)
+    not_translated(test, evaluation.problems)
+    told = Told(opened.find(checkpoint).name, beam or opened.config.decode.beam,
+                tokenize or opened.config.data.bleu_tokenize,
+                again("evaluate", run, source=source, target=target, tokenize=tokenize, beam=beam,
+                      checkpoint=checkpoint, report=report))
     if as_json:
-        files = list(dict.fromkeys(pairs.files))
-        figures({"run": str(run), "checkpoint": chosen, "files": files, "beam": beam, **evaluation.figures()})
-        return
-    say(f"{pairs.summary}; {chosen}, beam {beam}: translated in {evaluation.seconds:.1f} s")
+        about = {"files": list(dict.fromkeys(test.files)), "references": len(test.references), "sha256": test.sha256}
+        figures({"run": str(run), "checkpoint": told.checkpoint, **about, "beam": told.beam, **evaluation.figures()})
+    else:
+        _show(evaluation, test, told.checkpoint, told.beam)
+    if report:
+        text = run_page(evaluation, test, opened, translator, told)
+        with results(run / "report.html") as file:
+            file.write(text.encode())
+        say(f"wrote {run / 'report.html'}")
+
+
+def given_test(command: str, source: Path | None, targets: list[Path] | None) -> "TestSet | None":
+    """The test set of --source and --target; None where they are not given.
+
+    Raises:
+        ConfigError: one of them without the other.
+        DataError: the files cannot be read, do not belong together, or hold nothing to score.
+    """
+    from regard.evaluate import TestSet
+
+    if (source is None) != (not targets):
+        raise ConfigError(f"regard {command}: --source and --target come together: give both, or neither for the test "
+                          "set of the run's config")
+    return TestSet.read(source, targets) if source is not None and targets else None
+
+
+def not_translated(test: "TestSet", problems: dict[int, str], name: str = "") -> None:
+    """Say which lines could not be translated."""
+    by = f" by {name}" if name else ""
+    for number, problem in problems.items():
+        say(f"{test.place(number - 1)}: not translated{by}, scored as empty: {problem}")
+
+
+def again(*words: str | Path, **options: object) -> str:
+    """The command that does the same once more: options left out or at "best", the default checkpoint, are not told."""
+    from regard.evaluate.facts import command
+
+    given = [(f"--{name}", value) for name, value in options.items()
+             if value is not None and value is not False and value not in ([], "best")]
+    typed = [part for name, value in given for one in (value if isinstance(value, list) else [value])
+             for part in ([name] if one is True else [name, str(one)])]
+    return command("regard", *words, *typed)
+
+
+def _show(evaluation: "Evaluation", test: "TestSet", checkpoint: str, beam: int) -> None:
+    """The scores and their table by length."""
+    say(f"{test.summary}; {checkpoint}, beam {beam}: translated in {evaluation.seconds:.1f} s")
     for score in evaluation.scores:
         typer.echo(f"{score.name:<16} {score.value:>7.2f}   {score.signature}")
     page().print(_length_table(evaluation))
-
-
-def _test_set(config: "Config", source: Path | None, target: Path | None) -> "Pairs":
-    """The files given, or the test set of the run's config."""
-    from regard.config import CorpusConfig
-    from regard.text.corpus import read_pairs
-
-    if (source is None) != (target is None):
-        raise ConfigError("regard evaluate: --source and --target come together: give both, or neither for the test "
-                          "set of the run's config")
-    if source is not None:
-        return read_pairs(CorpusConfig(source=source, target=target, pairs=None), Path.cwd())
-    if config.data.test is None:
-        raise ConfigError("regard evaluate: the run's config has no [data] test. Give --source FILE --target FILE")
-    return read_pairs(config.data.test, config.data.root)
 
 
 def _length_table(evaluation: "Evaluation") -> "Table":
@@ -91,12 +132,5 @@ def _length_table(evaluation: "Evaluation") -> "Table":
         table.add_column(name, justify="right")
     for bucket in evaluation.by_length:
         values = [f"{score.value:.2f}" for score in bucket.scores] or ["–"] * len(evaluation.scores)
-        table.add_row(_range(bucket), f"{bucket.lines:,}", *values)
+        table.add_row(bucket.name, f"{bucket.lines:,}", *values)
     return table
-
-
-def _range(bucket: "Bucket") -> str:
-    """Such as "up to 5", "6–10" or "241 and more"."""
-    if bucket.longest is None:
-        return f"{bucket.shortest} and more"
-    return f"{bucket.shortest}–{bucket.longest}" if bucket.shortest else f"up to {bucket.longest}"

@@ -65,4 +65,4 @@ class Validation:
         texts = self.tokenizers.target.decode(outputs)
         if metric == "bleu":
             return scores | {metric: bleu(texts, self.pairs.targets, self.config.data.bleu_tokenize).value}
-        return scores | {metric: token_error_rate(texts, self.pairs.targets).value}
+        return scores | {metric: token_error_rate(texts, self.pairs.targets, self.config.data.bleu_tokenize).value}
