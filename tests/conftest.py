@@ -70,8 +70,9 @@ MODELS = {
     "transformer-alibi-reversed": TRANSFORMER | {"positions": "alibi", "heads": 4, "reverse_source": True},
     "mixed-transformer-after": {"encoder": TRANSFORMER, "decoder": RNN | {"width": 6, "attention": "after",
                                                                           "score": "general"}},
-    "mixed-transformer-before": {"encoder": TRANSFORMER | {"positions": "rotary"}, "tie": "none", "reverse_source": True,
-                                 "decoder": RNN | {"width": 6, "attention": "before", "coverage": True}},
+    "mixed-transformer-before": {"encoder": TRANSFORMER | {"positions": "rotary"}, "tie": "none",
+                                 "decoder": RNN | {"width": 6, "attention": "before", "coverage": True},
+                                 "reverse_source": True},
     "mixed-rnn-transformer": {"encoder": RNN | {"width": 6, "cell": "lstm"}, "decoder": TRANSFORMER},
     "mixed-conv-after": {"encoder": CONV, "tie": "all", "decoder": RNN | {
         "attention": "after", "score": "dot", "input_feeding": True, "copy": True}},

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from conftest import SOURCE_SIZE, TARGET_SIZE, make_batch, make_model, model_config
+from conftest import SOURCE_SIZE, make_batch, make_model, model_config
 from regard.data.batches import Batch
 from regard.errors import DataError
 from regard.model.conv import ConvEncoder, DecoderLayer, EncoderLayer, GatedConvolution, Normed

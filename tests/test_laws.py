@@ -143,17 +143,18 @@ def test_selected_rows_are_as_if_computed_anew(name):
 
 @EVERY
 def test_dropout_ends_with_training(name):
-    config, batch = model_config(name), make_batch()
-    kinds = {field for side in (config.encoder, config.decoder) for field, info in type(side).model_fields.items()
-             if field.endswith("dropout") and info.annotation is float}
-    quiet = make_model(name)
+    config, quiet, batch = model_config(name), make_model(name), make_batch()
     expected = quiet(batch)
-    for kind in kinds:
-        dropping = make_model(name, **{kind: 0.5})
-        dropping.load_state_dict(quiet.state_dict())  # a convolution's first weights depend on its dropout
-        same(dropping(batch), expected, 0)
-        first, second = (dropping.train()(batch) for _ in range(2))
-        assert (first != expected).any() and (first != second).any(), kind
+    for side in ("encoder", "decoder"):
+        for kind, field in type(getattr(config, side)).model_fields.items():
+            if not kind.endswith("dropout") or field.annotation is not float:
+                continue
+            dropping = make_model(name, **{kind: 0.5})
+            dropping.load_state_dict(quiet.state_dict())  # a convolution's first weights depend on its dropout
+            same(dropping(batch), expected, 0)
+            getattr(dropping, side).train()
+            first, second = dropping(batch), dropping(batch)
+            assert (first != expected).any() and (first != second).any(), f"{side}: {kind}"
 
 
 # --- what a model says ---------------------------------------------------------------------------------------------
@@ -196,8 +197,7 @@ def test_beam_of_one_is_greedy(name):
     model, batch = make_model(name), make_batch()
     found = greedy(model, batch, Limits(8))
     assert [one.tokens for one in found] == plainly_greedy(model, sources_of(batch), 8)
-    for one, (other,) in zip(found, beam_search(model, batch, 1, limits=Limits(8)), strict=True):
-        assert other.tokens == one.tokens and other[1:] == pytest.approx(one[1:], abs=1e-4)
+    assert beam_search(model, batch, 1, limits=Limits(8)) == [[one] for one in found]
 
 
 @EVERY
@@ -407,7 +407,7 @@ TRAIN = "import sys; import regard; regard.train(regard.read_config(sys.argv[1])
 @pytest.mark.slow
 def test_killed_and_started_again_is_uninterrupted(corpus, tmp_path):
     # 17 updates are no whole number of epochs, so that a kill comes in the midst of one
-    config = make_config(corpus, steps=160, **SETTINGS | {"validate_every": 17})
+    config = make_config(corpus, steps=120, **SETTINGS | {"validate_every": 17})
     write_config(config, tmp_path / "config.toml")
     command = [sys.executable, "-c", TRAIN, str(tmp_path / "config.toml")]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}

@@ -55,7 +55,8 @@ class GatedConvolution(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T + k - 1, D) -> (B, T, D)."""
-        windows = x.unfold(1, self.kernel, 1).transpose(2, 3).flatten(2)  # (B, T, D, k) -> (B, T, k D)
+        length = x.shape[1] - self.kernel + 1
+        windows = torch.cat([x[:, place : place + length] for place in range(self.kernel)], dim=-1)  # (B, T, k D)
         return nn.functional.glu(self.linear(windows), dim=-1)
 
 
@@ -71,7 +72,8 @@ class EncoderLayer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, S, D) -> (B, S, D); padding is 0 in x, and is not in the result."""
         padded = nn.functional.pad(self.dropout(x), (0, 0, *self.sides))
-        return (self.convolution(padded) + x) * HALF
+        y: Tensor = (self.convolution(padded) + x) * HALF
+        return y
 
 
 class DecoderLayer(nn.Module):
@@ -121,17 +123,20 @@ class ConvEncoder(nn.Module):
         self.embedding = embedding
         self.positions = Learned(config.width, config.max_positions)
         self.dropout = Dropout(config.dropout)
+        self.enter = Normed(config.width, config.width, 1 - config.dropout)
         self.layers = Layers[EncoderLayer](EncoderLayer(config) for _ in range(config.layers))
+        self.leave = Normed(config.width, config.width)
 
     def forward(self, source: Tensor, mask: Tensor, taps: Taps | None = None) -> Memory:
         """source int64 (B, S), mask bool (B, S). It has no attention, so nothing for the taps; the summary is the
         mean of the states."""
         tokens = self.dropout(self.positions(self.embedding(source)))
         real = mask[:, :, None].to(tokens.dtype)
-        x = tokens * real
+        x = self.enter(tokens) * real
         for layer in self.layers:
             x = layer(x) * real
-        return Memory(x, mask, x.sum(1) / real.sum(1), source, (x + tokens) * HALF)
+        states = self.leave(x)
+        return Memory(states, mask, (states * real).sum(1) / real.sum(1), source, (states + tokens) * HALF)
 
 
 class ConvDecoder(nn.Module):
@@ -151,7 +156,9 @@ class ConvDecoder(nn.Module):
         self.embedding = embedding
         self.positions = Learned(config.width, config.max_positions)
         self.dropout = Dropout(config.dropout)
+        self.enter = Normed(config.width, config.width, 1 - config.dropout)
         self.layers = Layers[DecoderLayer](DecoderLayer(config, memory_width) for _ in range(config.layers))
+        self.leave = Normed(config.width, config.width)
         self.past = (config.kernel - 1, config.width)
 
     def start(self, memory: Memory) -> State:
@@ -162,11 +169,12 @@ class ConvDecoder(nn.Module):
 
     def forward(self, tokens: Tensor, state: State, taps: Taps | None = None) -> tuple[Tensor, State]:
         """tokens int64 (B, T) -> features, float (B, T, D), and the state after them."""
-        x = target = self.dropout(self.positions(self.embedding(tokens), state.length))
+        target = self.dropout(self.positions(self.embedding(tokens), state.length))
+        x = self.enter(target)
         cache: dict[str, Tensor] = {}
         for index, layer in enumerate(self.layers):
             x, cache[f"{index}.past"], weights = layer(x, target, state.cache[f"{index}.past"], state)
             if taps is not None:
                 taps[f"cross.{index}"] = weights
-        features: Tensor = self.dropout(x)
+        features: Tensor = self.dropout(self.leave(x))
         return features, state.advance(tokens.shape[1], cache)

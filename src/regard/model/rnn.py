@@ -261,7 +261,7 @@ class RNNDecoder(nn.Module):
         """tokens int64 (B, T) -> features, float (B, T, D), and the state after them.
 
         With copying, features are (B, T, D + 1 + S): the logit of the gate p_gen = σ(w · [context; hidden; token] + b)
-        (See et al. 2017, eq. 8) and the weights follow, as `regard.model.pointer` reads them.
+        (See et al. 2017, eq. 8) and the weights, scaled to sum to 1, follow: what `regard.model.pointer` reads.
         """
         x, cache = self.embedding(tokens), dict(state.cache)
         found = (self.step_by_step if self.before or self.feeding else self.at_once)(x, state, cache)
