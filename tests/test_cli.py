@@ -11,16 +11,19 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from regard import __version__
 from regard.cli import app
+from regard.cli.options import Panels
 from regard.cli.start import _presets, demo
+from regard.cli.translate import translate
 from regard.config import parse_config
 from regard.demo import run as demo_run
 from regard.errors import Interrupted
 
-COMMANDS = ["demo", "init", "prepare", "train", "translate", "score", "evaluate", "look", "info"]
+COMMANDS = ["demo", "init", "prepare", "train", "translate", "score", "evaluate", "compare", "look", "info"]
 
 CONFIG = """
 [data]
@@ -137,7 +140,8 @@ def test_unknown_command_and_option_name_a_near_one():
 
 def test_init_lists_and_prints_presets():
     listed = regard("init", "--list").stdout.splitlines()
-    assert [line.split()[0] for line in listed] == ["conv", "en-de-transformer", "pairs-tsv", "rnn-attention", "rnn-fixed"]
+    names = ["conv", "en-de-transformer", "pairs-tsv", "rnn-attention", "rnn-fixed"]
+    assert [line.split()[0] for line in listed] == names
     assert regard("init", "rnn-fixed").stdout == _presets()["rnn-fixed"]
 
 
@@ -342,6 +346,119 @@ def test_json_lines(run):
     assert bad["text"] == "" and bad["problem"].startswith("not UTF-8")
 
 
+def lines_of(run, *arguments, stdin="a b c\nd\n"):
+    """The JSON lines of one `regard translate`."""
+    result = regard("translate", run, "--json", *arguments, stdin=stdin)
+    assert result.exit_code == 0, result.output
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+def test_every_option_of_the_search_reaches_it(run, tmp_path):
+    plain = lines_of(run, "--beam", "4")
+    assert plain[0]["parts"].keys() == {"model", "length", "coverage"} and plain[0]["parts"]["coverage"] == 0
+    assert "tree" not in plain[0] and "entropies" not in plain[0]
+    assert all(line["text"].startswith("C A") for line in lines_of(run, "--prefix", "C A"))
+    assert all("H G" in line["text"] for line in lines_of(run, "--force", "H G", "--force", "A"))
+    assert not any("C" in line["tokens"] for line in lines_of(run, "--ban", "C", "--ban", "A B"))
+    (tmp_path / "file").write_text("A\tB C\n\n")
+    forced = lines_of(run, "--force-file", tmp_path / "file")
+    assert "B C" in forced[0]["text"] and "A" in forced[0]["tokens"] and forced[1]["problem"] is None
+    (tmp_path / "file").write_text("\nB C\n")
+    prefixed = lines_of(run, "--prefix-file", tmp_path / "file")
+    assert prefixed[1]["text"].startswith("B C") and prefixed[0] == lines_of(run)[0]
+    assert {len(line["tokens"]) for line in lines_of(run, "--min-length", "5", "--max-length", "5")} <= {4, 5}
+    assert all(len(line["tokens"]) <= 2 for line in lines_of(run, "--max-ratio", "0", "--max-extra", "2"))
+    assert len(lines_of(run, "--min-ratio", "2.5", "--max-ratio", "3")[0]["tokens"]) >= 9
+    for line in lines_of(run, "--no-repeat-ngram", "1", "--min-length", "6"):
+        assert len(set(line["tokens"])) == len(line["tokens"])
+    gnmt = lines_of(run, "--length-penalty", "0.5", "--length-penalty-kind", "gnmt", "--coverage-penalty", "0.3")
+    for line in gnmt:
+        ended = len(line["tokens"]) + 1
+        assert line["parts"]["length"] == pytest.approx(((5 + ended) / 6) ** 0.5) and line["parts"]["coverage"] < 0
+    grouped = lines_of(run, "--beam", "4", "--groups", "2", "--diversity", "5", "--nbest", "3")
+    assert len(grouped[0]["alternatives"]) == 2 and grouped[0]["alternatives"] != lines_of(
+        run, "--beam", "4", "--nbest", "3")[0]["alternatives"]
+    noted = lines_of(run, "--token-scores", "--tree")[0]
+    assert sum(noted["log_probabilities"]) == pytest.approx(noted["log_probability"], abs=1e-5)
+    assert len(noted["entropies"]) == len(noted["tokens"]) + 1 and noted["tree"][0]["parent"] == -1
+    filled = lines_of(run, "--replace-unknown", *[part for each in "ABCDEFGH" for part in ("--ban", each)],
+                      "--min-length", "3", "--max-length", "3", stdin="q w\n")[0]
+    assert filled["tokens"][:2] == ["<unk>"] * 2 and set(filled["text"].split()) <= {"q", "w"} and filled["text"]
+
+
+def test_sampling_from_the_command_line(run):
+    drawn = lines_of(run, "--sample", "--seed", "3", "--nbest", "5")
+    assert drawn == lines_of(run, "--sample", "--seed", "3", "--nbest", "5") and len(drawn[0]["alternatives"]) == 4
+    assert drawn != lines_of(run, "--sample", "--seed", "4", "--nbest", "5")
+    likeliest = [line["tokens"] for line in lines_of(run, "--beam", "1")]
+    assert [line["tokens"] for line in lines_of(run, "--sample", "--temperature", "1e-4")] == likeliest
+    assert [line["tokens"] for line in lines_of(run, "--sample", "--top-k", "1")] == likeliest
+    assert [line["tokens"] for line in lines_of(run, "--sample", "--top-p", "1e-6")] == likeliest
+    assert lines_of(run, "--no-sample") == lines_of(run)
+
+
+def test_several_runs_answer_as_one(run, place, tmp_path):
+    assert regard("train", place / "tiny.toml", "--out", tmp_path / "other", "--set", "train.seed=2", "--set",
+                  "train.steps=5", "--quiet").exit_code == 0
+    both = regard("translate", run, tmp_path / "other", "--json", stdin="a b c\n")
+    one, mean = lines_of(run, stdin="a b c\n")[0], json.loads(both.stdout)
+    assert both.exit_code == 0 and mean["problem"] is None and mean["score"] != one["score"]
+    twice = json.loads(regard("translate", run, run, "--json", stdin="a b c\n").stdout)
+    assert twice["text"] == one["text"] and twice["score"] == pytest.approx(one["score"], abs=1e-5)
+    assert regard("train", place / "tiny.toml", "--out", tmp_path / "third", "--set", "tokenizer.size=8", "--set",
+                  "train.steps=1", "--quiet").exit_code == 0
+    refused(regard("translate", run, tmp_path / "third", stdin="a\n"), "ConfigError: ", "third cannot answer as one",
+            "the source vocabularies differ", "the target vocabularies differ")
+
+
+def test_searches_that_cannot_be_are_refused_with_all_reasons(run, tmp_path):
+    refused(regard("translate", run, "--beam", "4", "--groups", "3", "--top-k", "0", "--nbest", "5", stdin="a\n"),
+            "ConfigError: ", "groups = 3 do not divide beam = 4: use beam = 6", "top_k = 0: expected 1 or more",
+            "nbest = 5 with beam = 4", "means nothing without sample")
+    refused(regard("translate", run, "--sample", "--beam", "4", "--force", "A", stdin="a\n"),
+            "beam means nothing with sample", "force means nothing with sample")
+    twice = ["--prefix", "A", "--prefix-file", "x", "--force", "A", "--force-file", "x"]
+    refused(regard("translate", run, *twice, "--tree", "--token-scores", stdin="a\n"),
+            "--prefix and --prefix-file are two answers", "--force and --force-file are two answers",
+            "--tree can only be printed with --json", "--token-scores can only be printed with --json")
+    refused(regard("translate", run, "--prefix", "q", "--ban", " ", stdin="a\n"),
+            'prefix "q" holds what the vocabulary does not', 'ban: " " holds no token')
+    refused(regard("translate", run, "--prefix-file", tmp_path / "no", stdin="a\n"), "no: cannot read it")
+    (tmp_path / "one").write_text("A\n")
+    few = regard("translate", run, "--prefix-file", tmp_path / "one", "--output", tmp_path / "out", stdin="a\nb\n")
+    refused(few, "DataError: prefix: 1 of them, and there are more texts; give one for each text")
+    assert not (tmp_path / "out").exists()
+
+
+def test_wishes_that_one_line_cannot_have(run, tmp_path):
+    (tmp_path / "file").write_text("A\n" + "A " * 40 + "\nq\n")
+    result = regard("translate", run, "--prefix-file", tmp_path / "file", stdin="a\nb\nc\n")
+    assert result.exit_code == 0
+    assert result.stdout.startswith("A") and result.stdout.endswith("\n\n\n") and result.stdout.count("\n") == 3
+    assert "line 2: not translated: the prefix has 40 tokens, and this output may have 14" in result.stderr
+    assert 'line 3: not translated: prefix "q" holds what the vocabulary does not' in result.stderr
+    many = ["--force", " ".join("ABCDEFGH" * 2)]
+    result = regard("translate", run, *many, stdin="a\na b c d e f g\n")
+    assert "line 1: not translated: no output of at most 14 tokens was found that keeps all rules" in result.stderr
+    assert "A B C D E F G H A B C D E F G H" in result.stdout
+
+
+def test_help_of_translate_shows_options_in_panels():
+    app = typer.Typer(rich_markup_mode=None)
+    app.command(cls=Panels)(translate)
+    shown = CliRunner().invoke(app, ["--help"]).stdout
+    panels = {line[:-1]: place for place, line in enumerate(shown.splitlines()) if line[:1].isalpha()
+              and line.endswith(":")}
+    assert list(panels) == ["Arguments", "What is printed", "Search", "Drawing instead of searching",
+                            "Length of an output, in tokens, </s> included", "What an output holds", "Model and speed",
+                            "Options"]
+    lines = shown.splitlines()
+    for panel, option in (("Search", "--beam"), ("Drawing instead of searching", "--top-p"), ("Model and speed",
+                          "--device"), ("What an output holds", "--force"), ("What is printed", "--nbest")):
+        following = [place for place in panels.values() if place > panels[panel]]
+        assert any(line.startswith(f"  {option} ") for line in lines[panels[panel] : min(following)])
+
+
 def test_options_reach_the_search(run):
     scores = {
         penalty: json.loads(regard("translate", run, "--json", "--length-penalty", penalty, stdin="a b\n").stdout)
@@ -489,7 +606,41 @@ def test_evaluate_reports_what_was_not_translated(run, tmp_path):
     assert result.exit_code == 0 and "source:2: not translated, scored as empty: " in result.stderr
 
 
+def test_evaluate_with_several_references_takes_the_closest(run, place, tmp_path):
+    outputs = regard("translate", run, "--input", place / "data/test.src").stdout
+    (tmp_path / "second").write_text(outputs)
+    given = ("--source", place / "data/test.src", "--target", place / "data/test.tgt", "--target", tmp_path / "second")
+    figures = json.loads(regard("evaluate", run, *given, "--json").stdout)
+    assert figures["references"] == 2 and figures["files"][1:] == [str(given[3]), str(given[5])]
+    assert figures["scores"]["exact match"]["value"] == 100 and figures["scores"]["TER"]["value"] == 0
+    assert figures["scores"]["BLEU"]["signature"].startswith("nrefs:2|")
+
+
+def test_evaluate_writes_a_page_only_when_asked(run):
+    assert not (run / "report.html").exists()
+    result = regard("evaluate", run, "--report")
+    assert result.exit_code == 0 and f"wrote {run / 'report.html'}" in result.stderr and "BLEU" in result.stdout
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert page.startswith("<!doctype html>") and "Best sentences" in page
+    (run / "report.html").unlink()
+
+
+def test_a_run_without_a_test_set_needs_files(place, tmp_path):
+    config = tmp_path / "tiny.toml"
+    config.write_text("".join(line + "\n" for line in CONFIG.splitlines() if not line.startswith("test = ")))
+    arguments = ("--set", f"data.root={place / 'data'}", "--set", "train.steps=1", "--out", tmp_path / "run")
+    assert regard("train", config, *arguments).exit_code == 0
+    refused(regard("evaluate", tmp_path / "run"), "ConfigError: regard evaluate: the run's config has no [data] test",
+            "Give --source FILE --target FILE")
+
+
 def test_faults_of_evaluate(run, place, tmp_path):
+    refused(regard("evaluate", run, "--target", place / "data/test.tgt"), "ConfigError: ", "come together")
+    refused(regard("evaluate", run, "--source", tmp_path / "no", "--target", tmp_path / "no"), "DataError: ",
+            "no: cannot read it: No such file")
+    (tmp_path / "empty").write_text("")
+    refused(regard("evaluate", run, "--source", tmp_path / "empty", "--target", tmp_path / "empty"), "DataError: ",
+            "0 pairs: nothing to score")
     refused(regard("evaluate", run, "--source", place / "data/test.src"), "ConfigError: ", "come together")
     refused(regard("evaluate", run, "--tokenize", "13b"), 'Did you mean "13a"?')
     (tmp_path / "target").write_text("A\n")

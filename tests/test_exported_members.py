@@ -14,12 +14,20 @@ PARAMETERS = {
     "load": ["path", "checkpoint", "device"],
     "read_config": ["path", "overrides"],
     "train": ["config", "out", "fresh", "force", "quiet"],
-    "Translation": ["text", "score", "log_probability", "tokens", "alternatives", "problem"],
-    "Translator.translate": ["self", "lines", "beam", "nbest", "length_penalty", "batch_tokens", "batch_sentences"],
-    "Translator.stream": ["self", "lines", "beam", "nbest", "length_penalty", "batch_tokens", "batch_sentences"],
+    "Translation": ["text", "score", "log_probability", "tokens", "alternatives", "problem", "parts",
+                    "log_probabilities", "entropies", "tree"],
+    "Translator.translate": ["self", "lines", "asked"],
+    "Translator.stream": ["self", "lines", "asked"],
     "Translator.score": ["self", "sources", "targets"],
     "Translator.look": ["self", "source", "target", "beam"],
 }
+
+
+ASKED = ["beam", "nbest", "length_penalty", "length_penalty_kind", "coverage_penalty", "max_length", "max_ratio",
+         "max_extra", "min_length", "min_ratio", "groups", "diversity", "sample", "temperature", "top_k", "top_p",
+         "seed", "prefix", "force", "ban", "no_repeat_ngram", "replace_unknown", "token_scores", "tree",
+         "max_source_tokens", "batch_tokens", "batch_sentences"]
+"""What `translate` and `stream` may be asked for, by name."""
 
 
 def test_names():
@@ -36,6 +44,12 @@ def test_parameters(name):
     for part in name.split("."):
         found = getattr(found, part)
     assert list(inspect.signature(found).parameters) == PARAMETERS[name]
+
+
+def test_what_a_translation_may_be_asked_for():
+    from regard.translator import Asked
+
+    assert list(Asked.__annotations__) == ASKED
 
 
 def test_an_unknown_name():

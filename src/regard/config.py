@@ -109,7 +109,7 @@ class TrainConfig(Section):
     tensorboard: bool = Field(False, description="write tensorboard/ too (extra: tensorboard)")
     threads: int = Field(0, ge=0, description="processor threads; 0 = as torch finds best")
     precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="of matrix products in training; "
-                                                              "the rest stays float32. auto = bfloat16 where fast")
+                                                              "the rest stays float32. auto = the fastest there are")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto = a GPU where there is one")
     seed: int = Field(1, ge=0, description="of weights, order and dropout")
 
@@ -118,10 +118,49 @@ class DecodeConfig(Section):
     """How `regard translate` searches when its command line does not say."""
 
     beam: int = Field(5, ge=1, description="hypotheses kept; 1 = greedy")
-    length_penalty: float = Field(1.0, ge=0, description="rank by log-probability / length ** this")
-    max_length: int = Field(256, ge=1, description="longest output in tokens; besides, never over 2 x source + 10")
+    length_penalty: float = Field(1.0, ge=0, description="α: the higher, the better long outputs rank; 0 = none")
+    max_length: int = Field(256, ge=1, description="longest output in tokens, </s> counted as in all lengths here")
+    max_ratio: float = Field(2.0, ge=0, description="besides, no output is over max_ratio x source + max_extra tokens")
+    max_extra: int = Field(10, ge=0, description="tokens that an output may be longer than max_ratio x source")
+    min_length: int = Field(0, ge=0, description="shortest output in tokens")
+    min_ratio: float = Field(0.0, ge=0, description="besides, no output is under min_ratio x source tokens")
+    length_penalty_kind: Literal["power", "gnmt"] = Field("power", description="log-probability is divided by length^α "
+                                                          "(power), or by (5 + length)^α / 6^α (gnmt, Wu et al. 2016)")
+    coverage_penalty: float = Field(0.0, ge=0, description="β: how much less an output ranks that leaves parts of the "
+                                    "source unseen (Wu et al. 2016, eq. 14); 0 = no less")
+    groups: int = Field(1, ge=1, description="parts of the beam that avoid each other's tokens (Vijayakumar et al. "
+                                             "2018); 1 = a plain beam")
+    diversity: float = Field(0.5, ge=0, description="how much they avoid them, in nats; only with groups")
+    sample: bool = Field(False, description="draw outputs from the model instead of searching the likeliest")
+    temperature: float = Field(1.0, gt=0, description="of drawing: under 1 nearer to the likeliest, over 1 wilder")
+    top_k: int | None = Field(None, ge=1, description="draw from so many likeliest tokens; default: from all")
+    top_p: float | None = Field(None, gt=0, le=1, description="draw from the likeliest tokens that hold so much "
+                                "probability (Holtzman et al. 2020); default: from all")
+    seed: int = Field(1, ge=0, description="of drawing; the same seed and line give the same output")
+    no_repeat_ngram: int = Field(0, ge=0, description="no output holds the same so many tokens twice; 0 = it may")
+    replace_unknown: bool = Field(False, description="write the source's word where the model says <unk>")
     max_source_tokens: int = Field(1024, ge=1, description="longer input is not translated, and reported")
     batch_tokens: int = Field(4096, ge=1, description="padded source tokens x beam of one batch")
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if reasons := "\n".join(self.reasons()):
+            raise ValueError(reasons)
+        return self
+
+    def reasons(self) -> Iterator[str]:
+        """Why these settings cannot work together; nothing if they can."""
+        if self.beam % self.groups:
+            wider = self.groups * (self.beam // self.groups + 1)
+            yield f"groups = {self.groups} do not divide beam = {self.beam}: use beam = {wider}"
+        if self.min_length > self.max_length:
+            yield (f"min_length = {self.min_length} is over max_length = {self.max_length}: lower it, or raise "
+                   "max_length")
+        if self.max_ratio + self.max_extra < 1:
+            yield (f"max_ratio = {self.max_ratio} and max_extra = {self.max_extra} leave no room for an output: raise "
+                   "one of them")
+        if self.min_ratio > self.max_ratio and self.max_extra == 0:
+            yield f"min_ratio = {self.min_ratio} is over max_ratio = {self.max_ratio}: lower it, or raise max_ratio"
 
 
 class Config(Section):

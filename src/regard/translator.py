@@ -4,11 +4,11 @@
     translator.translate("A dog runs.").text
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from itertools import islice
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice, repeat
 from pathlib import Path
-from typing import overload
+from typing import Any, NamedTuple, Unpack, overload
 
 import torch
 from torch import Tensor
@@ -16,12 +16,14 @@ from torch import Tensor
 from regard.config import Config
 from regard.config_model import RNNDecoderConfig, TransformerConfig
 from regard.data.batches import Batch, by_length
-from regard.decode.search import Hypothesis, Limits, beam_search, forced, greedy
+from regard.decode.ensemble import Ensemble, attention_of
+from regard.decode.options import Asked, Options
+from regard.decode.search import Demands, Hypothesis, Node, forced, limits_of, search
 from regard.errors import ConfigError, DataError
 from regard.look.trace import Trace
 from regard.model.seq2seq import Seq2Seq, build_model
 from regard.model.state import Taps
-from regard.text.tokenizer import EOS, SPECIALS, Tokenizers
+from regard.text.tokenizer import EOS, SPECIALS, UNK, Tokenizer, Tokenizers
 from regard.training import checkpoint as checkpoints
 from regard.training.run import Run
 
@@ -35,11 +37,16 @@ class Translation:
 
     Attributes:
         text: the output; empty for an empty input and for a line that could not be translated.
-        score: what it was ranked by, log_probability / length ** length_penalty.
+        score: what it was ranked by: parts["model"] / parts["length"] + parts["coverage"].
         log_probability: of its tokens given the source, the end symbol included, nats.
         tokens: as people are shown them, without the end symbol.
-        alternatives: the others of the n best, best first.
+        alternatives: the others of the n best, best first; of samples, as they were drawn.
         problem: why the line could not be translated; None when all is well.
+        parts: of the score: "model", its log-probability; "length", what divides it; "coverage", what is added.
+        log_probabilities: with `token_scores`, of each token, the end symbol included.
+        entropies: with `token_scores`, of what the model expected in place of each token, nats.
+        tree: with `tree`, each continuation that the beam looked at: a `regard.decode.hypotheses.Node` as a dict, its
+            token as people are shown it.
     """
 
     text: str
@@ -48,26 +55,97 @@ class Translation:
     tokens: list[str] = field(default_factory=list)
     alternatives: list["Translation"] = field(default_factory=list)
     problem: str | None = None
+    parts: dict[str, float] = field(default_factory=dict)
+    log_probabilities: list[float] | None = None
+    entropies: list[float] | None = None
+    tree: list[dict[str, Any]] | None = None
 
 
-def load(path: str | Path, checkpoint: str = "best", device: str = "cpu") -> "Translator":
-    """Open a run for translation.
+def load(path: str | Path | Sequence[str | Path], checkpoint: str = "best", device: str = "cpu") -> "Translator":
+    """Open a run for translation, or several as an ensemble: at each step, the mean of their probabilities.
 
     Args:
-        path: the run's folder.
+        path: the run's folder, or a list of folders of runs that share their vocabularies; the first one's [decode]
+            holds the defaults.
         checkpoint: "best" by its validation score, "last", "average", "step-00001000", or a checkpoint's path.
         device: "cpu", or "cuda".
 
     Raises:
         RunError: there is no such run, or no such checkpoint.
         CheckpointError: the checkpoint is damaged, or does not fit the run's config.
+        ConfigError: models that do not fit together, with all reasons.
     """
-    run = Run.open(path)
-    chosen = run.find(checkpoint)
-    tokenizers = Tokenizers.load(run.folder / "tokenizer")
-    model = build_model(run.config.model, tokenizers.source.size, tokenizers.target.size)
-    checkpoints.put_weights(model, checkpoints.load(chosen).model, chosen)
-    return Translator(model.to(device), tokenizers, run.config)
+    runs = [Run.open(each) for each in ([path] if isinstance(path, str | Path) else path)]
+    if not runs:
+        raise ConfigError("load: expected a run's folder, or several, and got none")
+    tokenizers = [Tokenizers.load(run.folder / "tokenizer") for run in runs]
+    if misfits := [misfit for run, own in zip(runs, tokenizers, strict=True)
+                   for misfit in _misfits(run, own, runs[0], tokenizers[0])]:
+        raise ConfigError("\n".join(misfits))
+    models = []
+    for run, own in zip(runs, tokenizers, strict=True):
+        chosen = run.find(checkpoint)
+        model = build_model(run.config.model, own.source.size, own.target.size)
+        checkpoints.put_weights(model, checkpoints.load(chosen).model, chosen)
+        models.append(model.to(device))
+    joint = models[0] if len(models) == 1 else Ensemble(models)
+    return Translator(joint, tokenizers[0], runs[0].config, [run.config for run in runs[1:]])
+
+
+def _misfits(run: Run, own: Tokenizers, first: Run, others: Tokenizers) -> Iterator[str]:
+    """Why a model cannot answer together with the first one."""
+    for side, mine, theirs in zip(("source", "target"), own, others, strict=True):
+        if (mine.kind, mine.vocabulary) != (theirs.kind, theirs.vocabulary):
+            yield (f"{run.folder} cannot answer as one with {first.folder}: the {side} vocabularies differ "
+                   f"({mine.kind} of {mine.size:,}, {theirs.kind} of {theirs.size:,}). Train both with one tokenizer")
+    settings = first.config.decode
+    for side, longest, needed in (("encoder", run.config.model.encoder.longest, settings.max_source_tokens + 1),
+                                  ("decoder", run.config.model.decoder.longest, settings.max_length)):
+        if longest is not None and longest < needed:
+            yield (f"{run.folder} cannot answer as one with {first.folder}: its {side} has max_positions = {longest}, "
+                   f"and the [decode] of the first needs {needed}. Name the run with fewer positions first")
+
+
+class Task(NamedTuple):
+    """One text to translate: its number from 1, what its outputs begin with, and phrases that they hold."""
+
+    number: int
+    text: str
+    prefix: str = ""
+    force: tuple[str, ...] = ()
+
+
+class Ids(NamedTuple):
+    """A task in tokens."""
+
+    source: list[int]
+    prefix: list[int]
+    force: list[list[int]]
+
+
+def tasks_of(lines: Iterable[str], prefix: str | Iterable[str], force: Iterable[Any]) -> Iterator[Task]:
+    """Texts with what is asked of each; raises DataError when there are not as many prefixes or lists of phrases."""
+    shared = shared_phrases(force)
+    beside: dict[str, Iterator[Any]] = {
+        "prefix": repeat(prefix) if isinstance(prefix, str) else iter(prefix),
+        "force": repeat(shared) if shared is not None else map(tuple, force)}
+    number = 0
+    for number, text in enumerate(lines, start=1):
+        each: dict[str, Any] = {name: next(values, None) for name, values in beside.items()}
+        for name, value in each.items():
+            if value is None:
+                raise DataError(f"{name}: {number - 1:,} of them, and there are more texts; give one for each text")
+        yield Task(number, text, each["prefix"], each["force"])
+    for name, values in beside.items():
+        if not isinstance(values, repeat) and next(values, None) is not None:
+            raise DataError(f"{name}: more than {number:,} of them, and {number:,} texts; give one for each text")
+
+
+def shared_phrases(force: Iterable[Any]) -> tuple[str, ...] | None:
+    """Phrases that are meant for all texts; None if there is a list for each."""
+    if isinstance(force, str):
+        return (force,)
+    return tuple(force) if isinstance(force, list | tuple) and all(isinstance(each, str) for each in force) else None
 
 
 class Translator:
@@ -77,64 +155,57 @@ class Translator:
         model: with its weights, on its device.
         tokenizers: of source and target.
         config: the run's; its [decode] holds the defaults of `translate`.
+        others: of an ensemble, the configs of the other models.
     """
 
-    def __init__(self, model: Seq2Seq, tokenizers: Tokenizers, config: Config):
+    def __init__(self, model: Seq2Seq | Ensemble, tokenizers: Tokenizers, config: Config,
+                 others: Sequence[Config] = ()):
         self.model = model.eval()
         self.tokenizers, self.config = tokenizers, config
+        self.configs = [config, *others]
         self.device = next(model.parameters()).device
 
     @overload
     def translate(  # type: ignore[overload-overlap]  # a str is a Sequence[str] too; it counts as one text
-        self, lines: str, *, beam: int | None = ..., nbest: int = ..., length_penalty: float | None = ...,
-        batch_tokens: int | None = ..., batch_sentences: int | None = ...,
+        self, lines: str, **asked: Unpack[Asked]
     ) -> Translation: ...
     @overload
-    def translate(
-        self, lines: Sequence[str], *, beam: int | None = ..., nbest: int = ..., length_penalty: float | None = ...,
-        batch_tokens: int | None = ..., batch_sentences: int | None = ...,
-    ) -> list[Translation]: ...
-    def translate(
-        self, lines: str | Sequence[str], *, beam: int | None = None, nbest: int = 1,
-        length_penalty: float | None = None, batch_tokens: int | None = None, batch_sentences: int | None = None,
-    ) -> Translation | list[Translation]:
-        """Translate one text, or many in their order. What an option leaves out, the run's [decode] says.
+    def translate(self, lines: Sequence[str], **asked: Unpack[Asked]) -> list[Translation]: ...
+    def translate(self, lines: str | Sequence[str], **asked: Unpack[Asked]) -> Translation | list[Translation]:
+        """Translate one text, or many in their order.
 
         Args:
             lines: one text, or a list of them.
-            beam: hypotheses kept open; 1 is greedy.
-            nbest: outputs wanted for each text, at most `beam`; those after the first are `alternatives`.
-            length_penalty: rank by log-probability / length ** this.
-            batch_tokens: padded source tokens × beam of one batch.
-            batch_sentences: most texts of one batch.
+            asked: how, such as beam=5, nbest=3, sample=True or prefix="Ein": see `Asked`.
 
         Returns:
             a Translation, or a list of as many as there are texts. A text that cannot be translated has a `problem`.
 
         Raises:
-            ConfigError: an option that cannot be, such as more outputs than hypotheses.
+            ConfigError: what cannot be, such as more outputs than hypotheses; all of it at once.
+            DataError: not as many prefixes or lists of phrases as there are texts.
         """
-        many = [lines] if isinstance(lines, str) else lines
-        found = list(self.stream(many, beam=beam, nbest=nbest, length_penalty=length_penalty,
-                                 batch_tokens=batch_tokens, batch_sentences=batch_sentences))
+        found = list(self.stream([lines] if isinstance(lines, str) else lines, **asked))
         return found[0] if isinstance(lines, str) else found
 
-    def stream(
-        self, lines: Iterable[str], *, beam: int | None = None, nbest: int = 1, length_penalty: float | None = None,
-        batch_tokens: int | None = None, batch_sentences: int | None = None,
-    ) -> Iterator[Translation]:
+    def stream(self, lines: Iterable[str], **asked: Unpack[Asked]) -> Iterator[Translation]:
         """As `translate`, one by one in input order, in constant memory for input of any length."""
-        settings = self.config.decode
-        options = Options(
-            beam=settings.beam if beam is None else beam,
-            nbest=nbest,
-            length_penalty=settings.length_penalty if length_penalty is None else length_penalty,
-            batch_tokens=settings.batch_tokens if batch_tokens is None else batch_tokens,
-            batch_sentences=batch_sentences,
-        )
-        remaining, size = iter(lines), WINDOWS[0]
-        while window := list(islice(remaining, size)):
-            yield from self._window(window, options)
+        given: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
+        prefix, force = given.get("prefix", ""), given.get("force", ())
+        shared = shared_phrases(force)
+        if shared == ():
+            given.pop("force", None)
+        if "ban" in given:
+            given["ban"] = shared_phrases(given["ban"]) or tuple(given["ban"])
+        options = self._options(given)
+        ban = self._target_ids(options.ban)
+        everywhere = Task(0, "", prefix if isinstance(prefix, str) else "", shared or ())
+        obstacles = _obstacles(everywhere, self._target_ids([everywhere.prefix, *everywhere.force]), ban)
+        if reasons := [*(f'ban: "{phrase}" holds no token' for phrase, ids in ban.items() if not ids), *obstacles]:
+            raise ConfigError("\n".join(reasons))
+        tasks, size = tasks_of(lines, prefix, force), WINDOWS[0]
+        while window := list(islice(tasks, size)):
+            yield from self._window(window, options, ban)
             size = min(2 * size, WINDOWS[1])
 
     def score(self, sources: Sequence[str], targets: Sequence[str]) -> list[float]:
@@ -170,22 +241,19 @@ class Translator:
         Raises:
             DataError: the source is empty, or longer than [decode] max_source_tokens.
         """
+        options = self._options({} if beam is None else {"beam": beam})
         tokens = self.tokenizers.source.tokens(source)
-        if problem := self._problem(tokens.ids):
+        for problem in _too_long(tokens.ids, options):
             raise DataError(f"cannot look: {problem}")
         if not tokens.ids:
             raise DataError("cannot look: the source text is empty")
         if target is None:
-            settings = self.config.decode
-            options = Options(settings.beam if beam is None else beam, 1, settings.length_penalty)
-            ids = self._search([tokens.ids], options)[0][0].tokens
+            ids = search(self.model, Batch.of([tokens.ids]).to(self.device), options, Demands(lines=[1]))[0][0].tokens
         else:
             ids = [*self.tokenizers.target.encode([target])[0], EOS]
         # One forced pass gives the attention of every step at once; it equals that of the search, step by step.
-        ended = ids[-1:] == [EOS]
-        batch = Batch.of([tokens.ids], [ids[:-1] if ended else ids]).to(self.device)
         taps: Taps = {}
-        log_p = forced(self.model, batch, taps)[0, : len(ids)].tolist()
+        log_p = self._forced(tokens.ids, [ids], taps)[0, : len(ids)].tolist()
         return Trace(
             source=[*tokens.texts, SPECIALS[EOS]],
             target=self.tokenizers.target.texts(ids),
@@ -195,67 +263,146 @@ class Translator:
             encoder=_stack(taps, "encoder", len(tokens.ids) + 1),
             decoder=_stack(taps, "decoder", len(ids), len(ids)),
             log_probabilities=log_p,
-            model=_describe(self.config),
+            model=" with ".join(_describe(config) for config in self.configs),
         )
 
-    def _window(self, lines: Sequence[str], options: "Options") -> list[Translation]:
-        """Translate some lines, longest first, and give them back in their order."""
-        encoded = self.tokenizers.source.encode(lines)
-        results = [Translation("", problem=self._problem(ids)) for ids in encoded]
-        rows = [row for row, ids in enumerate(encoded) if ids and results[row].problem is None]
-        budget = max(1, options.batch_tokens // options.beam)
-        for places in by_length([len(encoded[row]) + 1 for row in rows], budget, options.batch_sentences):
-            batch = [rows[place] for place in places]
-            for row, found in zip(batch, self._search([encoded[row] for row in batch], options), strict=True):
-                results[row] = self._translation(found[: options.nbest])
+    def _options(self, given: Mapping[str, Any]) -> Options:
+        return Options.of(self.config.decode, given, [config.model for config in self.configs])
+
+    def _target_ids(self, texts: Iterable[str]) -> dict[str, list[int]]:
+        """The tokens of each text in the target's vocabulary."""
+        different = list(dict.fromkeys(texts))
+        return dict(zip(different, self.tokenizers.target.encode(different), strict=True))
+
+    def _forced(self, source: Sequence[int], outputs: Sequence[Sequence[int]], taps: Taps) -> Tensor:
+        """Log-probabilities of outputs, with or without their </s>; the taps get where they look."""
+        targets = [ids[:-1] if ids[-1:] == [EOS] else ids for ids in outputs]
+        return forced(self.model, Batch.of([source] * len(targets), targets).to(self.device), taps)
+
+    def _window(self, tasks: Sequence[Task], options: Options, ban: Mapping[str, list[int]]) -> list[Translation]:
+        """Translate some texts, longest first, and give them back in their order."""
+        read = self._read(tasks, options, ban)
+        results = [Translation("", problem=each if isinstance(each, str) else None) for each in read]
+        ready = [(row, each) for row, each in enumerate(read) if not isinstance(each, str) and each.source]
+        budget = max(1, options.batch_tokens // (options.nbest if options.sample else options.beam))
+        for places in by_length([len(ids.source) + 1 for _, ids in ready], budget, options.batch_sentences):
+            rows, ids = zip(*(ready[place] for place in places), strict=True)
+            for row, found in zip(rows, self._batch([tasks[row] for row in rows], ids, options, ban), strict=True):
+                results[row] = found
         return results
 
-    def _search(self, sources: Sequence[Sequence[int]], options: "Options") -> list[list[Hypothesis]]:
-        """The hypotheses of each source, best first."""
-        batch = Batch.of(sources).to(self.device)
-        limits = Limits(self.config.decode.max_length)
-        if options.beam == 1:
-            return [[found] for found in greedy(self.model, batch, limits, options.length_penalty)]
-        return beam_search(self.model, batch, options.beam, options.length_penalty, limits)
+    def _read(self, tasks: Sequence[Task], options: Options, ban: Mapping[str, list[int]]) -> list[Ids | str]:
+        """Each task in tokens, or why it cannot be done."""
+        encode = self.tokenizers.source.encode
+        try:
+            sources: list[list[int] | str] = [*encode([task.text for task in tasks])]
+        except DataError:  # one of them is no text; find out which
+            sources = [_ids_or_fault(encode, task.text) for task in tasks]
+        target = self._target_ids(text for task in tasks for text in (task.prefix, *task.force))
+        read: list[Ids | str] = []
+        for task, source in zip(tasks, sources, strict=True):
+            if isinstance(source, str) or not source:
+                read.append(source if isinstance(source, str) else Ids([], [], []))
+                continue
+            prefix, longest = target[task.prefix], limits_of(options).between(len(source) + 1)[1]
+            problems = [*_too_long(source, options), *_obstacles(task, target, ban)]
+            if len(prefix) > longest:
+                problems.append(f"the prefix has {len(prefix):,} tokens, and this output may have {longest:,}")
+            read.append("; ".join(problems) or Ids(source, prefix, [target[phrase] for phrase in task.force]))
+        return read
 
-    def _translation(self, found: Sequence[Hypothesis]) -> Translation:
-        """Hypotheses as text."""
+    def _batch(self, tasks: Sequence[Task], ids: Sequence[Ids], options: Options,
+               ban: Mapping[str, list[int]]) -> Iterator[Translation]:
+        """Translate one batch."""
+        demands = Demands(
+            options.outputs, [task.number for task in tasks], [each.prefix for each in ids],
+            [each.force for each in ids], list(ban.values()), options.token_scores)
+        trees: list[list[Node]] | None = [] if options.tree else None
+        batch = Batch.of([each.source for each in ids]).to(self.device)
+        found = search(self.model, batch, options, demands, trees)
+        for row, (task, hypotheses) in enumerate(zip(tasks, found, strict=True)):
+            texts = self._texts(task, hypotheses, options)
+            several = [self._translation(*each) for each in zip(hypotheses, texts, strict=True)]
+            if not options.sample:  # of equal texts, the first alone, which is the best
+                several = [each for place, each in enumerate(several) if each.text not in texts[:place]]
+            if not several:
+                longest = limits_of(options).between(len(ids[row].source) + 1)[1]
+                several = [Translation("", problem=f"no output of at most {longest:,} tokens was found that keeps all "
+                                       "rules: loosen one of them, or use a wider beam")]
+            tree = self._tree(trees[row]) if trees else None
+            yield replace(several[0], alternatives=several[1 : options.nbest], tree=tree)
+
+    def _texts(self, task: Task, hypotheses: Sequence[Hypothesis], options: Options) -> list[str]:
+        """The text of each hypothesis."""
         tokenizer = self.tokenizers.target
-        texts = tokenizer.decode([hypothesis.tokens for hypothesis in found])
-        best, *others = [
-            Translation(text, one.score, one.log_probability, tokenizer.texts([id for id in one.tokens if id != EOS]))
-            for text, one in zip(texts, found, strict=True)
-        ]
-        return Translation(best.text, best.score, best.log_probability, best.tokens, others)
+        if options.replace_unknown and any(UNK in one.tokens for one in hypotheses):
+            return [self._filled(task.text, one.tokens) for one in hypotheses]
+        return tokenizer.decode([one.tokens for one in hypotheses])
 
-    def _problem(self, ids: Sequence[int]) -> str | None:
-        """Why a source cannot be translated."""
-        longest = self.config.decode.max_source_tokens
-        if len(ids) <= longest:
-            return None
-        return f"{len(ids):,} tokens, over the {longest:,} that [decode] max_source_tokens allows; part the text"
+    def _translation(self, one: Hypothesis, text: str) -> Translation:
+        """A hypothesis for people."""
+        tokens = self.tokenizers.target.texts([id for id in one.tokens if id != EOS])
+        parts = {"model": one.log_probability, "length": one.length_norm, "coverage": one.coverage}
+        return Translation(text, one.score, one.log_probability, tokens, parts=parts,
+                           log_probabilities=one.log_probabilities, entropies=one.entropies)
+
+    def _tree(self, nodes: Sequence[Node]) -> list[dict[str, Any]]:
+        """A tree for people."""
+        tokens = self.tokenizers.target.texts([node.token for node in nodes])
+        return [node._asdict() | {"token": token} for node, token in zip(nodes, tokens, strict=True)]
+
+    def _filled(self, source: str, ids: Sequence[int]) -> str:
+        """An output's text with the source token that each <unk> looked at most (Luong et al. 2015b) in its place."""
+        if UNK not in ids:
+            return self.tokenizers.target.decode([ids])[0]
+        tokens, taps = self.tokenizers.source.tokens(source), Taps()
+        self._forced(tokens.ids, [ids], taps)
+        attention = attention_of(taps)
+        assert attention is not None
+        places = attention[0, :, : len(tokens.ids)].argmax(-1).tolist()
+        words = {at: source[slice(*tokens.spans[places[at]])] for at, id in enumerate(ids) if id == UNK}
+        return _insert(self.tokenizers.target, ids, words)
 
 
-@dataclass(frozen=True)
-class Options:
-    """How to search: see `Translator.translate`."""
+def _ids_or_fault(encode: Callable[[list[str]], list[list[int]]], text: str) -> list[int] | str:
+    """The ids of one text, or why it has none."""
+    try:
+        return encode([text])[0]
+    except DataError as error:
+        return str(error)
 
-    beam: int
-    nbest: int
-    length_penalty: float
-    batch_tokens: int = 4096
-    batch_sentences: int | None = None
 
-    def __post_init__(self) -> None:
-        for name in ("beam", "nbest", "batch_tokens", "batch_sentences"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"{name} = {value}: expected 1 or more")
-        if self.length_penalty < 0:
-            raise ConfigError(f"length_penalty = {self.length_penalty}: expected 0 or more")
-        if self.nbest > self.beam:
-            raise ConfigError(f"nbest = {self.nbest} with beam = {self.beam}: a search that keeps {self.beam} "
-                              "hypotheses cannot give more outputs. Raise --beam, or ask for fewer")
+def _too_long(source: Sequence[int], options: Options) -> Iterator[str]:
+    """Why a source cannot be translated."""
+    if len(source) > options.max_source_tokens:
+        yield (f"{len(source):,} tokens, over the {options.max_source_tokens:,} that [decode] max_source_tokens "
+               "allows; part the text")
+
+
+def _obstacles(task: Task, ids: Mapping[str, list[int]], ban: Mapping[str, list[int]]) -> Iterator[str]:
+    """Why no output can begin with a task's prefix and hold its phrases."""
+    if UNK in ids[task.prefix]:
+        yield f'prefix "{task.prefix}" holds what the vocabulary does not'
+    for phrase in task.force:
+        if not ids[phrase]:
+            yield f'force: "{phrase}" holds no token'
+        elif UNK in ids[phrase]:
+            yield f'force: "{phrase}" holds what the vocabulary does not'
+        for banned, own in ban.items():
+            if own and any(ids[phrase][start : start + len(own)] == own for start in range(len(ids[phrase]))):
+                yield f'force: "{phrase}" holds "{banned}", which is banned'
+
+
+def _insert(tokenizer: Tokenizer, ids: Sequence[int], words: Mapping[int, str]) -> str:
+    """The text of ids with words in the places of some of them, which have no text of their own."""
+    if tokenizer.kind == "space":
+        pieces = [words.get(at) or tokenizer.decode([[id]])[0] for at, id in enumerate(ids)]
+        return " ".join(piece for piece in pieces if piece)
+    text = tokenizer.decode([ids])[0]
+    for at in sorted(words, reverse=True):
+        before = len(tokenizer.decode([ids[:at]])[0])
+        text = text[:before] + words[at] + text[before:]
+    return text
 
 
 def _stack(taps: Taps, kind: str, rows: int, columns: int | None = None) -> Tensor | None:

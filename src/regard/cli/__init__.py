@@ -26,6 +26,7 @@ from regard.cli.evaluate import evaluate
 from regard.cli.exits import Commands, exit_codes
 from regard.cli.info import info
 from regard.cli.look import look
+from regard.cli.options import Panels
 from regard.cli.start import demo, init
 from regard.cli.train import prepare, train
 from regard.cli.translate import score, translate
@@ -68,7 +69,7 @@ def regard(
 
 
 for _command in (demo, init, prepare, train, translate, score, evaluate, compare, look, info):
-    app.command()(_command)
+    app.command(cls=Panels)(_command)
 
 
 def main() -> None:

@@ -3,73 +3,110 @@
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 
 import typer
 
-from regard.cli.options import Beam, Checkpoint, Device, Json, RunFolder, open_translator
+from regard.cli import options as asks
+from regard.cli.options import Checkpoint, Device, Json, RunFolder, RunFolders, open_translator
 from regard.cli.output import progress, results, say
+from regard.errors import ConfigError
 
 if TYPE_CHECKING:
     from regard.translator import Translation
 
 
+Put = Callable[[BinaryIO, int, "Translation", str | None], None]
+
+
 def translate(
-    run: RunFolder,
-    input: Annotated[Path | None, typer.Option(metavar="FILE", help="Read this instead of standard input.")] = None,
-    output: Annotated[Path | None, typer.Option(metavar="FILE", help="Write this instead of standard output.")] = None,
-    beam: Beam = None,
-    nbest: Annotated[int, typer.Option(metavar="N", min=1, help="Give so many translations of each line.")] = 1,
-    length_penalty: Annotated[
-        float | None,
-        typer.Option(metavar="A", help="Rank by log-probability / length ** A. Default: the run's [decode]."),
-    ] = None,
-    batch_tokens: Annotated[
-        int | None,
-        typer.Option(metavar="N", help="Padded source tokens x beam of one batch. Default: the run's [decode]."),
-    ] = None,
-    batch_sentences: Annotated[
-        int | None, typer.Option(metavar="N", help="At most so many lines in one batch. Default: no such limit.")
-    ] = None,
-    checkpoint: Checkpoint = "best",
-    device: Device = "auto",
-    as_json: Json = False,
+    runs: RunFolders,
+    input: asks.Input = None, output: asks.Output = None, nbest: asks.NBest = None, as_json: asks.AsJson = False,
+    token_scores: asks.TokenScores = False, tree: asks.Tree = False,
+    beam: asks.Beam = None, length_penalty: asks.LengthPenalty = None, length_penalty_kind: asks.PenaltyKind = None,
+    coverage_penalty: asks.CoveragePenalty = None, groups: asks.Groups = None, diversity: asks.Diversity = None,
+    sample: asks.Sample = None, temperature: asks.Temperature = None, top_k: asks.TopK = None, top_p: asks.TopP = None,
+    seed: asks.Seed = None,
+    min_length: asks.MinLength = None, max_length: asks.MaxLength = None, min_ratio: asks.MinRatio = None,
+    max_ratio: asks.MaxRatio = None, max_extra: asks.MaxExtra = None,
+    prefix: asks.Prefix = None, prefix_file: asks.PrefixFile = None, force: asks.Force = None,
+    force_file: asks.ForceFile = None, ban: asks.Ban = None, no_repeat_ngram: asks.NoRepeat = None,
+    replace_unknown: asks.ReplaceUnknown = None,
+    checkpoint: Checkpoint = "best", device: Device = "auto", batch_tokens: asks.BatchTokens = None,
+    batch_sentences: asks.BatchSentences = None,
 ) -> None:
     """Translate text, one line out for each line in.
 
     The order is kept, and only a newline ends a line. A line that could not be translated comes out empty, and
     standard error tells its number and why. FILE of --output is written under another name and appears, whole, when all
     is done. With --nbest 2 and more, each translation is a line of its own: line number, score and text, with tabs
-    between. With --json, each line is one JSON object.
+    between. Several RUNs that share their vocabularies answer as one, by the mean of their probabilities.
+
+    What is not said here, the [decode] of the first RUN says. A phrase counts as the tokenizer writes it; a line whose
+    prefix or phrases cannot be had comes out empty, with its reason.
 
     \b
     Examples:
       echo "A dog runs." | regard translate runs/en-de
       regard translate runs/en-de --input test.en --output test.de --beam 5
+      regard translate runs/en-de runs/en-de-2 --nbest 5 --json < test.en
+      regard translate runs/en-de --sample --top-p 0.9 --seed 7 < test.en
+      regard translate runs/en-de --prefix "Ein" --force "Hund" --ban "Katze" < test.en
     """
+    from regard.text.corpus import read_lines
 
-    translator = open_translator(run, checkpoint, device)
+    _refuse(prefix, prefix_file, force, force_file, token_scores, tree, as_json)
+    translator = open_translator(runs, checkpoint, device)
     unreadable: dict[int, str] = {}
-    put = _put_json if as_json else _put_nbest if nbest > 1 else _put_text
+    put = _put_json if as_json else _put_nbest if (nbest or 1) > 1 else _put_text
     drawn = output is not None or not sys.stdout.isatty()
-    done = failed = 0
     started = time.monotonic()
     with _source(input) as source, results(output) as out, progress("translating", drawn=drawn) as advance:
         translations = translator.stream(
             _lines(source, unreadable), beam=beam, nbest=nbest, length_penalty=length_penalty,
-            batch_tokens=batch_tokens, batch_sentences=batch_sentences,
-        )
-        for done, translation in enumerate(translations, start=1):
-            problem = unreadable.pop(done, translation.problem)
-            put(out, done, translation, problem)
-            if problem is not None:
-                failed += 1
-                say(f"line {done:,}: not translated: {problem}")
-            advance()
+            length_penalty_kind=length_penalty_kind, coverage_penalty=coverage_penalty, groups=groups,
+            diversity=diversity, sample=sample, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed,
+            min_length=min_length, max_length=max_length, min_ratio=min_ratio, max_ratio=max_ratio, max_extra=max_extra,
+            prefix=read_lines(prefix_file) if prefix_file else prefix,
+            force=map(_phrases, read_lines(force_file)) if force_file else force or None,
+            ban=ban or None, no_repeat_ngram=no_repeat_ngram, replace_unknown=replace_unknown,
+            token_scores=token_scores or None, tree=tree or None,
+            batch_tokens=batch_tokens, batch_sentences=batch_sentences)
+        done, failed = _write(translations, unreadable, out, put, advance)
     say(_summary(done, failed, time.monotonic() - started))
+
+
+def _write(translations: Iterator["Translation"], unreadable: dict[int, str], out: BinaryIO, put: Put,
+           advance: Callable[[], None]) -> tuple[int, int]:
+    """Print each translation as it comes; returns how many lines there were, and how many were not translated."""
+    done = failed = 0
+    for done, translation in enumerate(translations, start=1):
+        problem = unreadable.pop(done, translation.problem)
+        put(out, done, translation, problem)
+        if problem is not None:
+            failed += 1
+            say(f"line {done:,}: not translated: {problem}")
+        advance()
+    return done, failed
+
+
+def _phrases(line: str) -> list[str]:
+    """The phrases of a line of --force-file."""
+    return line.split("\t") if line else []
+
+
+def _refuse(prefix: str | None, prefix_file: Path | None, force: list[str] | None, force_file: Path | None,
+            token_scores: bool, tree: bool, as_json: bool) -> None:
+    """Refuse what this command line cannot mean, all of it at once."""
+    reasons = [f"--{name} and --{name}-file are two answers to one question: give one of them"
+               for name, one, other in (("prefix", prefix, prefix_file), ("force", force, force_file)) if one and other]
+    reasons += [f"--{name} can only be printed with --json: add it, or leave --{name} out"
+                for name, wanted in (("token-scores", token_scores), ("tree", tree)) if wanted and not as_json]
+    if reasons:
+        raise ConfigError("regard translate: " + "\n".join(reasons))
 
 
 def score(
@@ -158,12 +195,9 @@ def _put_json(out: BinaryIO, number: int, translation: "Translation", problem: s
 
 
 def _values(translation: "Translation") -> dict[str, Any]:
-    return {
-        "text": translation.text,
-        "score": translation.score,
-        "log_probability": translation.log_probability,
-        "tokens": translation.tokens,
-    }
+    values = {name: getattr(translation, name) for name in ("text", "score", "parts", "log_probability", "tokens")}
+    asked = {name: getattr(translation, name) for name in ("log_probabilities", "entropies", "tree")}
+    return values | {name: value for name, value in asked.items() if value is not None}
 
 
 def _one_line(text: str) -> str:

@@ -1,70 +1,270 @@
-"""Greedy and beam search. They see the decoder contract and nothing of any model: tokens and a state go in, features
-and the next state come out, and a state can be reordered.
+"""The loop that all strategies share. It sees the decoder contract and nothing of any model: tokens and a state go in,
+features and the next state come out, and a state can be reordered.
 
-N sentences, K hypotheses of each (the beam), V vocabulary.
+N sentences, U beams (a sentence has one, or one for each sample or group), K hypotheses of each, R = U × K rows, M
+children of each beam, S source length, V vocabulary.
 """
 
-from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from regard.data.batches import Batch
+from regard.config import DecodeConfig
+from regard.data.batches import Batch, Ids
+from regard.decode import strategies
+from regard.decode.constraints import Constraints
+from regard.decode.ensemble import attention_of
+from regard.decode.hypotheses import Fate, Hypothesis, Node, Paths, norm_of, ranked
+from regard.decode.rules import NEVER, Limits, Rules
+from regard.errors import ConfigError
 from regard.model.state import State, Taps
-from regard.text.tokenizer import BOS, EOS, PAD
+from regard.text.tokenizer import EOS
 
-NEVER = (PAD, BOS)
-"""Tokens that no output may hold."""
+__all__ = ["NEVER", "Demands", "Hypothesis", "Limits", "Model", "Node", "beam_search", "forced", "greedy", "ranked",
+           "search"]
 
 
 class Model(Protocol):
     """What search asks of a model."""
 
-    def __call__(self, batch: Batch, taps: Taps | None = None, /) -> Tensor: ...
+    def __call__(self, batch: Batch, taps: Taps | None = None, /) -> Any: ...
     def start(self, batch: Batch) -> State: ...
-    def log_probabilities(self, features: Tensor, source: Tensor) -> Tensor: ...
+    def log_probabilities(self, features: Any, source: Tensor) -> Tensor: ...
     @property
     def decoder(self) -> "Decoder": ...
 
 
 class Decoder(Protocol):
-    """What search asks of a decoder: one step."""
+    """What search asks of a decoder: one step. Taps are given only where attention is asked for."""
 
-    def __call__(self, tokens: Tensor, state: State) -> tuple[Tensor, State]: ...
-
-
-class Hypothesis(NamedTuple):
-    """One output.
-
-    Attributes:
-        tokens: its ids, without <s>, with </s> where it ended by itself.
-        log_probability: of those tokens given the source, nats.
-        score: what it is ranked by, log_probability / length ** length_penalty; length counts </s>.
-    """
-
-    tokens: list[int]
-    log_probability: float
-    score: float
+    def __call__(self, tokens: Tensor, state: Any, taps: Taps | None = ..., /) -> tuple[Any, State]: ...
 
 
 @dataclass(frozen=True)
-class Limits:
-    """How long an output may become: `most` tokens, and no more than 2 × source + 10, </s> included in all three."""
+class Demands:
+    """What is asked of one batch beside the settings. What is empty is not asked for.
 
-    most: int = 256
+    Attributes:
+        outputs: wanted of each sentence; how many samples are drawn, and how many of a beam's must be the best ones.
+        lines: a number for each sentence, which with the seed decides what is drawn.
+        prefixes: what each sentence's outputs begin with.
+        force: phrases that each sentence's outputs must hold.
+        ban: phrases that no output may hold.
+        token_scores: note log-probability and entropy of each token.
+        early_end: end a beam before K outputs are found, once no open hypothesis can become one of the `outputs` best.
+        limits: of length; None: as the settings say.
+    """
 
-    def of(self, source_mask: Tensor) -> Tensor:
-        """int64 (N,), the longest output of each source, mask bool (N, S)."""
-        return (2 * source_mask.sum(1) + 10).clamp(max=self.most)
+    outputs: int = 1
+    lines: Sequence[int] = ()
+    prefixes: Sequence[Ids] = ()
+    force: Sequence[Sequence[Ids]] = ()
+    ban: Sequence[Ids] = ()
+    token_scores: bool = False
+    early_end: bool = True
+    limits: Limits | None = None
 
 
-def log_softmax_step(model: Model, tokens: Tensor, state: State) -> tuple[Tensor, State]:
-    """One step: log-probabilities, float (rows, V), of what follows tokens, int64 (rows,), and the state after them."""
-    features, state = model.decoder(tokens[:, None], state)
+class Plan(NamedTuple):
+    """How a search goes: the strategy, K, the beams of a sentence, and how many of them leave together."""
+
+    strategy: strategies.Strategy
+    width: int
+    beams: int = 1
+    together: int = 1
+
+
+@torch.no_grad()
+def search(model: Model, batch: Batch, settings: DecodeConfig, demands: Demands | None = None,
+           trees: list[list[Node]] | None = None) -> list[list[Hypothesis]]:
+    """The outputs of each source: of a beam, best first and at most as many as it is wide; of sampling, as drawn.
+
+    A beam keeps its K likeliest open hypotheses; those that end are put aside. It is done when K have ended, or when no
+    open one can come among the best (`Demands.early_end`), or at the longest length, where open ones count as they are.
+    A sentence whose rules leave no output has none.
+
+    Args:
+        model: in eval mode.
+        batch: its sources; targets are not looked at.
+        settings: how to search; with `sample`, its beam and groups are not used.
+        demands: what is asked beside.
+        trees: where given, gets the nodes of each sentence's tree. Not with sampling.
+
+    Raises:
+        ConfigError: a coverage penalty for a model that does not look at the source.
+    """
+    demands = demands or Demands()
+    N, device = len(batch), batch.source.device
+    limits = demands.limits or limits_of(settings)
+    shortest, longest = limits.of(batch.source_mask)
+    beams = demands.outputs if settings.sample else settings.groups
+    sentence = torch.arange(N, device=device).repeat_interleave(beams)  # (U,)
+    constraints = Constraints(demands.force, sentence) if any(map(len, demands.force)) else None
+    plan = plan_of(settings, demands, constraints, longest, trees is not None)
+    rules = Rules(shortest, prefixes_of(demands.prefixes, batch), demands.ban,
+                  settings.no_repeat_ngram, constraints, sentence)
+    ended = Ended(settings, demands, plan, rules, longest[sentence], trees)
+    paths = Paths.start(len(sentence), plan.width, device)
+    rows = sentence[paths.unit]
+    paths = replace(
+        paths, met=constraints.start(paths) if constraints else None,
+        seen=(~batch.source_mask[rows]).double() if settings.coverage_penalty else None,
+        notes=torch.empty(len(rows), 0, 2, device=device) if demands.token_scores else None,
+        node=torch.full_like(rows, -1) if trees is not None else None)
+    state = model.start(batch)
+    state = state if len(rows) == N else state.select(rows)
+    while len(paths.unit):
+        paths, state = step(model, paths, state, rules, plan, ended)
+    found = [list(chain.from_iterable(ended.found[n * beams : (n + 1) * beams])) for n in range(N)]
+    return found if settings.sample else [sorted(each, key=lambda one: -one.score)[: settings.beam] for each in found]
+
+
+def step(model: Model, paths: Paths, state: State, rules: Rules, plan: Plan, ended: "Ended") -> tuple[Paths, State]:
+    """Read the last token of each path, look at the children, put ended ones aside, and go on with the open ones."""
+    log_p, entropy, paths, state = read(model, paths, state)  # (R, V), (R,)
+    rules.apply(log_p, paths)
+    parents, tokens = plan.strategy(log_p, paths)  # (U, M) each, best first
+    kids = paths.extend(parents.flatten(), tokens.flatten(), log_p, entropy)  # U * M rows
+    if kids.met is not None and rules.constraints is not None:
+        kids = replace(kids, met=rules.constraints.advance(kids.unit, kids.met, tokens.flatten()))
+    paths, rows = ended.settle(kids, tokens.shape[1])
+    rows = parents.flatten()[rows]
+    as_they_are = len(rows) == len(log_p) and torch.equal(rows, torch.arange(len(rows), device=rows.device))
+    return paths, state if as_they_are else state.select(rows)
+
+
+def read(model: Model, paths: Paths, state: State) -> tuple[Tensor, Tensor | None, Paths, State]:
+    """Log-probabilities of what follows each path, float (R, V); where asked for, the entropy of that distribution,
+    float (R,), and paths that have seen more of the source."""
+    taps: Taps = {}
+    last = paths.tokens[:, -1:]
+    features, state = model.decoder(last, state) if paths.seen is None else model.decoder(last, state, taps)
     log_p = model.log_probabilities(features, state.memory.source)[:, -1].float()
-    log_p[:, list(NEVER)] = -torch.inf
-    return log_p, state
+    if paths.seen is not None:
+        attention = attention_of(taps)
+        if attention is None:
+            raise ConfigError("coverage_penalty: this model has no attention to the source, so nothing is covered. "
+                              "Leave it out")
+        paths = replace(paths, seen=paths.seen + attention[:, -1])
+    entropy = None if paths.notes is None else torch.special.entr(log_p.exp()).sum(-1)
+    return log_p, entropy, paths, state
+
+
+class Ended:
+    """The hypotheses that have ended, and which beams are done.
+
+    Args:
+        settings: how they are scored.
+        demands: how many are wanted, and whether a beam may end early.
+        plan: of the search.
+        rules: an open hypothesis that does not hold what is forced is no output at the longest length either.
+        longest: int64 (U,), the longest output of each beam.
+        trees: gets the nodes of each sentence, where asked.
+    """
+
+    def __init__(self, settings: DecodeConfig, demands: Demands, plan: Plan, rules: Rules, longest: Tensor,
+                 trees: list[list[Node]] | None):
+        self.scoring = settings.length_penalty, settings.length_penalty_kind, settings.coverage_penalty
+        self.plan, self.rules, self.longest, self.wanted = plan, rules, longest, demands.outputs
+        self.found: list[list[Hypothesis]] = [[] for _ in range(len(longest))]
+        self.counts = torch.zeros_like(longest)
+        # The score of the last wanted output, and the norm of the longest: no open hypothesis can come to more than its
+        # total / that norm, since tokens and coverage only lower it. Not with groups, where each looks at the others.
+        self.early = demands.early_end and plan.width > 1 and plan.together == 1
+        self.floors = torch.full_like(longest, -torch.inf, dtype=torch.float64)
+        self.norms = torch.tensor([norm_of(most, *self.scoring[:2]) for most in longest.tolist()]).double()
+        self.norms = self.norms.to(longest.device)
+        self.trees = trees
+        if trees is not None:
+            trees += [[] for _ in range(len(longest) // plan.beams)]
+
+    def settle(self, kids: Paths, most: int) -> tuple[Paths, Tensor]:
+        """Part the children, `most` of each beam: the paths that go on, and which rows of the children they are."""
+        K, length = self.plan.width, kids.length
+        unit = kids.unit.view(-1, most)[:, 0]
+        is_end = (kids.tokens[:, -1] == EOS).view(-1, most)  # (U, M)
+        alive = (kids.totals > -torch.inf).view(-1, most)
+        ends = is_end & alive
+        ends[:, K:] = False
+        order = (is_end | ~alive).byte().argsort(dim=1, stable=True)[:, :K]  # (U, K), the first K that go on
+        is_open = (alive & ~is_end).gather(1, order)
+        rows = order + torch.arange(0, len(kids.unit), most, device=unit.device)[:, None]
+        self.put(kids, outputs := ends.flatten().nonzero().squeeze(1))
+        if (last := self.longest[unit] <= length).any():
+            whole = is_open & (last & (self.counts[unit] < K))[:, None]
+            if self.rules.constraints is not None:
+                whole &= self.rules.constraints.complete(kids)[rows]
+            self.put(kids, rows[whole])
+            outputs = torch.cat([outputs, rows[whole]])
+        if self.trees is not None:
+            kids = self.note(kids, set(outputs.tolist()), set(rows[is_open & ~last[:, None]].tolist()))
+        totals = kids.totals[rows].masked_fill(~is_open, -torch.inf)  # (U, K)
+        done = last | (self.counts[unit] >= K) | (totals == -torch.inf).all(1)
+        if self.early:
+            done |= self.floors[unit] >= totals.amax(1) / self.norms[unit]
+        stays = ~done.view(-1, self.plan.together).all(1).repeat_interleave(self.plan.together)
+        rows, totals = rows[stays].flatten(), totals.masked_fill(done[:, None], -torch.inf)[stays].flatten()
+        return replace(kids.select(rows), totals=totals), rows
+
+    def put(self, kids: Paths, rows: Tensor) -> None:
+        """Keep the given rows as outputs."""
+        if not len(rows):
+            return
+        outputs = kids.select(rows)
+        self.counts.index_add_(0, outputs.unit, torch.ones_like(outputs.unit))
+        for unit, one in zip(outputs.unit.tolist(), outputs.hypotheses(*self.scoring), strict=True):
+            self.found[unit].append(one)
+            if self.early and len(self.found[unit]) >= self.wanted:
+                self.floors[unit] = sorted(each.score for each in self.found[unit])[-self.wanted]
+
+    def note(self, kids: Paths, ended: set[int], kept: set[int]) -> Paths:
+        """Write the children into their sentences' trees, and give each its place there."""
+        assert self.trees is not None and kids.node is not None
+        places = kids.node.tolist()
+        columns = zip(kids.unit.tolist(), places, kids.tokens[:, -1].tolist(), kids.totals.tolist(), strict=True)
+        for row, (unit, parent, token, total) in enumerate(columns):
+            if total > -torch.inf:
+                tree = self.trees[unit // self.plan.beams]
+                places[row] = len(tree)
+                fate: Fate = "ended" if row in ended else "open" if row in kept else "pruned"
+                tree.append(Node(parent, token, total, kids.length, fate))
+        return replace(kids, node=torch.tensor(places, device=kids.node.device))
+
+
+def plan_of(settings: DecodeConfig, demands: Demands, constraints: Constraints | None, longest: Tensor,
+            tree: bool) -> Plan:
+    """The strategy that the settings ask for."""
+    K = settings.beam // settings.groups
+    if settings.sample:
+        assert constraints is None and not tree
+        steps = longest.tolist()
+        chances = strategies.Sampling.chances_of(
+            settings.seed, demands.lines or range(len(steps)), demands.outputs, steps).to(longest.device)
+        drawn = strategies.Sampling(chances, settings.temperature, settings.top_k, settings.top_p)
+        return Plan(drawn, 1, demands.outputs)
+    if constraints is not None:
+        assert settings.groups == 1
+        return Plan(strategies.ConstrainedBeam(K, constraints), K)
+    if settings.groups > 1:
+        return Plan(strategies.DiverseBeam(K, settings.groups, settings.diversity), K, settings.groups, settings.groups)
+    return Plan(strategies.Beam(K), K) if K > 1 or tree else Plan(strategies.greedy, 1)
+
+
+def limits_of(settings: DecodeConfig) -> Limits:
+    """The limits of length that the settings ask for."""
+    return Limits(settings.max_length, settings.max_ratio, settings.max_extra, settings.min_length, settings.min_ratio)
+
+
+def prefixes_of(prefixes: Sequence[Ids], batch: Batch) -> Tensor:
+    """Prefixes of each sentence -> int64 (N, P), -1 behind them."""
+    rows = torch.full((len(batch), max(map(len, prefixes), default=0)), -1)
+    for row, prefix in enumerate(prefixes):
+        rows[row, : len(prefix)] = torch.as_tensor(prefix)
+    return rows.to(batch.source.device)
 
 
 @torch.no_grad()
@@ -84,7 +284,6 @@ def forced(model: Model, batch: Batch, taps: Taps | None = None) -> Tensor:
     return right.masked_fill(~batch.target_mask, 0.0).float()
 
 
-@torch.no_grad()
 def greedy(model: Model, batch: Batch, limits: Limits | None = None, length_penalty: float = 1.0) -> list[Hypothesis]:
     """The likeliest token at each step, until </s> or the limit. Sentences that have ended leave the batch.
 
@@ -94,119 +293,21 @@ def greedy(model: Model, batch: Batch, limits: Limits | None = None, length_pena
         limits: of length.
         length_penalty: for the score only; it does not change the tokens.
     """
-    longest = (limits or Limits()).of(batch.source_mask)
-    state = model.start(batch)
-    rows = torch.arange(len(batch), device=batch.source.device)
-    last = torch.full_like(rows, BOS)
-    outputs: list[list[int]] = [[] for _ in range(len(batch))]
-    totals = [0.0] * len(batch)
-    while len(rows):
-        log_p, state = log_softmax_step(model, last, state)
-        best, last = log_p.max(dim=-1)
-        for row, token, value in zip(rows.tolist(), last.tolist(), best.tolist(), strict=True):
-            outputs[row].append(token)
-            totals[row] += value
-        open_rows = ((last != EOS) & (state.length < longest[rows])).nonzero().squeeze(1)
-        if len(open_rows) < len(rows):
-            rows, last, state = rows[open_rows], last[open_rows], state.select(open_rows)
-    return [Hypothesis(tokens, total, ranked(total, len(tokens), length_penalty))
-            for tokens, total in zip(outputs, totals, strict=True)]
+    settings = DecodeConfig(beam=1, length_penalty=length_penalty)
+    return [found for found, in search(model, batch, settings, Demands(limits=limits or Limits()))]
 
 
-def ranked(log_probability: float, length: int, length_penalty: float) -> float:
-    """The score that hypotheses are ranked by: log-probability / length ** length_penalty."""
-    return log_probability / float(max(1, length) ** length_penalty)
-
-
-@torch.no_grad()
 def beam_search(
     model: Model, batch: Batch, beam: int = 5, length_penalty: float = 1.0, limits: Limits | None = None
 ) -> list[list[Hypothesis]]:
-    """The best few outputs of each source, best first, at most `beam` of them.
-
-    At each step each sentence keeps its K likeliest open hypotheses; those that end are put aside. A sentence is done
-    when K have ended, or at its longest length, where open ones count as they are.
+    """The best few outputs of each source, best first, at most `beam` of them; with 1 they are those of `greedy`.
 
     Args:
         model: in eval mode.
         batch: its sources; targets are not looked at.
-        beam: K, hypotheses kept open; with 1 the tokens are those of `greedy`.
+        beam: K, hypotheses kept open.
         length_penalty: rank by log-probability / length ** this; 0 ranks by probability.
         limits: of length.
     """
-    search = _Beam(model, batch, beam, length_penalty, (limits or Limits()).of(batch.source_mask))
-    while search.sentences:
-        search.step()
-    return search.results()
-
-
-class _Beam:
-    """The state of one beam search: K rows of decoder state for each sentence that is not done."""
-
-    def __init__(self, model: Model, batch: Batch, beam: int, length_penalty: float, longest: Tensor):
-        self.model, self.beam, self.length_penalty = model, beam, length_penalty
-        self.longest = longest.tolist()
-        self.device = batch.source.device
-        self.sentences = list(range(len(batch)))
-        self.ended: list[list[Hypothesis]] = [[] for _ in self.sentences]
-        rows = torch.arange(len(batch), device=self.device).repeat_interleave(beam)
-        self.state = model.start(batch).select(rows)
-        self.tokens = torch.full((len(rows), 1), BOS, device=self.device)
-        # All K rows of a sentence begin alike, so only the first may have children in the first step.
-        self.totals = torch.full((len(batch), beam), -torch.inf, device=self.device)
-        self.totals[:, 0] = 0.0
-
-    def step(self) -> None:
-        """Read one token in every row, choose the children, put ended ones aside, drop sentences that are done."""
-        beam = self.beam
-        log_p, state = log_softmax_step(self.model, self.tokens[:, -1], self.state)
-        size = log_p.shape[-1]
-        totals = (self.totals[:, :, None] + log_p.view(-1, beam, size)).flatten(1)  # (N, K * V)
-        best, index = totals.topk(min(2 * beam, totals.shape[1]), dim=-1)  # at most K of 2K can be </s>
-        parents, tokens = index // size, index % size
-        self._put_aside(best, parents, tokens)
-        best = best.masked_fill(tokens == EOS, -torch.inf)
-        self.totals, order = best.topk(beam, dim=-1)
-        rows = torch.arange(len(best), device=self.device)[:, None] * beam + parents.gather(1, order)
-        self.tokens = torch.cat([self.tokens[rows.flatten()], tokens.gather(1, order).view(-1, 1)], dim=1)
-        self._go_on(state, rows)
-
-    def results(self) -> list[list[Hypothesis]]:
-        """The hypotheses of each sentence, best first."""
-        return [sorted(ended, key=lambda one: -one.score)[: self.beam] for ended in self.ended]
-
-    def _put_aside(self, best: Tensor, parents: Tensor, tokens: Tensor) -> None:
-        """Keep what ended in </s> among the K best children of each sentence."""
-        ends = (tokens == EOS) & (best > -torch.inf)
-        ends[:, self.beam :] = False
-        for place, rank in ends.nonzero().tolist():
-            row = place * self.beam + int(parents[place, rank])
-            self._keep(place, [*self.tokens[row, 1:].tolist(), EOS], float(best[place, rank]))
-
-    def _keep(self, place: int, tokens: list[int], total: float) -> None:
-        score = ranked(total, len(tokens), self.length_penalty)
-        self.ended[self.sentences[place]].append(Hypothesis(tokens, total, score))
-
-    def _go_on(self, state: State, rows: Tensor) -> None:
-        """Drop the sentences that are done, and reorder the state to the children of the others."""
-        length = self.tokens.shape[1] - 1
-        open_places = []
-        for place, sentence in enumerate(self.sentences):
-            if length >= self.longest[sentence]:
-                self._keep_open(place)
-            elif len(self.ended[sentence]) < self.beam and self.totals[place, 0] > -torch.inf:
-                open_places.append(place)
-        self.sentences = [self.sentences[place] for place in open_places]
-        if open_places:
-            kept = torch.tensor(open_places, device=self.device)
-            self.totals = self.totals[kept]
-            self.tokens = self.tokens.view(-1, self.beam, length + 1)[kept].flatten(0, 1)
-            self.state = state.select(rows[kept].flatten())
-
-    def _keep_open(self, place: int) -> None:
-        """At the longest length, count the open hypotheses as they are, unless enough have ended by themselves."""
-        if len(self.ended[self.sentences[place]]) >= self.beam:
-            return
-        for rank, total in enumerate(self.totals[place].tolist()):
-            if total > -torch.inf:
-                self._keep(place, self.tokens[place * self.beam + rank, 1:].tolist(), total)
+    settings = DecodeConfig(beam=beam, length_penalty=length_penalty)
+    return search(model, batch, settings, Demands(outputs=beam, limits=limits or Limits()))
