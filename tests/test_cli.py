@@ -14,8 +14,10 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from conftest import model_config
 from regard import __version__
 from regard.cli import app
+from regard.cli.info import _told_model
 from regard.cli.options import Panels
 from regard.cli.start import _presets, demo
 from regard.cli.translate import translate
@@ -670,6 +672,16 @@ def test_info_tells_what_a_run_is(run):
     facts = json.loads(regard("info", run, "--json").stdout)
     assert facts["training"]["step"] == 20 and facts["best"]["metric"] == "token_error_rate"
     assert facts["checkpoints"] == ["step-00000010", "step-00000020"]
+
+
+def test_info_tells_size_and_what_is_not_at_its_default():
+    assert _told_model(model_config("transformer-relative")) == (
+        "transformer: width = 8, layers = 2, dropout = 0.0, heads = 2, kv_heads = 1, feedforward = 12, "
+        'positions = "relative", encoder_layers = 1')
+    assert _told_model(model_config("mixed-transformer-before")) == (
+        'encoder transformer: width = 8, layers = 2, dropout = 0.0, heads = 2, feedforward = 12, positions = "rotary"; '
+        'decoder rnn: width = 6, layers = 1, dropout = 0.0, attention = "before", coverage = true; tie = "none"; '
+        "reverse_source = true")
 
 
 def test_info_of_a_run_that_is_only_prepared(place, tmp_path):

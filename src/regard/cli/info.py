@@ -12,11 +12,8 @@ from regard.cli.output import figures
 from regard.errors import CheckpointError
 
 if TYPE_CHECKING:
+    from regard.config_model import AnyModelConfig
     from regard.training.run import Run
-
-_FIELDS = ("cell", "layers", "width", "heads", "feedforward", "bidirectional", "attention", "score", "context",
-           "summary", "reverse_source", "dropout", "norm", "tie")
-"""What of [model] is told; the rest stands in RUN/config.toml."""
 
 
 def info(run: RunFolder, as_json: Json = False) -> None:
@@ -36,7 +33,7 @@ def info(run: RunFolder, as_json: Json = False) -> None:
         figures(facts)
         return
     typer.echo(str(run))
-    for name, text in _told(facts).items():
+    for name, text in _told(facts, opened.config.model).items():
         typer.echo(f"  {name:<12} {text}")
     typer.echo("\nGo on with:")
     for command in _commands(run, facts):
@@ -113,11 +110,10 @@ def _parameters(path: Path) -> int:
                               "train again") from None
 
 
-def _told(facts: dict[str, Any]) -> dict[str, str]:
+def _told(facts: dict[str, Any], model: "AnyModelConfig") -> dict[str, str]:
     """The facts as lines for people."""
-    model, best = facts["model"], facts["best"]
-    chosen = [name if model[name] is True else f"{name} {model[name]}" for name in _FIELDS if model.get(name)]
-    told = {"model": f"{model['kind']}: {', '.join(chosen)}"}
+    best = facts["best"]
+    told = {"model": _told_model(model)}
     if best:
         told["parameters"] = f"{best['parameters']:,}"
     told["tokenizer"] = _told_tokenizer(facts["tokenizer"])
@@ -131,6 +127,16 @@ def _told(facts: dict[str, Any]) -> dict[str, str]:
         versions = best["versions"].items()
         told["made with"] = ", ".join(what if name == "machine" else f"{name} {what}" for name, what in versions)
     return told
+
+
+def _told_model(model: Any) -> str:
+    """Its kind, its size, and each setting that is not at its default."""
+    if not hasattr(model, "kind"):  # a mixed model: its sides have one each
+        sides = [f"encoder {_told_model(model.encoder)}", f"decoder {_told_model(model.decoder)}"]
+        return "; ".join([*sides, *model.changed("tie", "reverse_source")])
+    size = [f"width = {model.width}", f"layers = {model.layers}"]
+    others = [name for name in type(model).model_fields if name not in ("kind", "width", "layers")]
+    return f"{model.kind}: {', '.join([*size, *model.changed(*others)])}"
 
 
 def _told_tokenizer(tokenizer: dict[str, Any]) -> str:
