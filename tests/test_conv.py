@@ -10,7 +10,7 @@ from conftest import SOURCE_SIZE, make_batch, make_model, model_config
 from regard.data.batches import Batch
 from regard.errors import DataError
 from regard.model.conv import ConvEncoder, DecoderLayer, EncoderLayer, GatedConvolution, Normed
-from regard.model.layers import Dropout, Embedding
+from regard.model.layers import INIT, Dropout, Embedding
 from regard.model.state import Memory, State
 
 HALF = math.sqrt(0.5)
@@ -126,6 +126,17 @@ def test_normed_weights_are_torchs():
     same(ours.direction.grad, theirs.parametrizations.weight.original1.grad)
     same(ours.bias.grad, theirs.bias.grad)
     same(ours(x)[0, 0], torch.tensor(plain_linear(ours, x[0, 0].tolist()), dtype=torch.float64))
+
+
+def test_weights_begin_small_or_keep_the_variance_and_lengths_are_theirs():
+    torch.manual_seed(1)
+    layer, kept = DecoderLayer(side(width=200), 100), Normed(400, 300)
+    for module, std in ((kept, 1 / 20), (layer.convolution.linear, INIT), (layer.query, INIT),
+                        (layer.to_memory, 1 / math.sqrt(200)), (layer.from_memory, 1 / 10)):
+        assert float(module.direction.detach().std()) == pytest.approx(std, rel=0.02)
+        assert torch.equal(module.length, module.direction.norm(dim=1)) and not module.bias.any()
+    x = torch.randn(500, 400)
+    assert float(kept(x).detach().var()) == pytest.approx(float(x.var()), rel=0.05)
 
 
 @KERNELS
