@@ -192,6 +192,8 @@ class PlainConv(Plain):
         self.encoder = nn.ModuleList(convolution(KERNEL // 2) for _ in range(LAYERS))
         self.decoder = nn.ModuleList(convolution(KERNEL - 1) for _ in range(LAYERS))
         self.query = nn.ModuleList(weight_norm(nn.Linear(WIDTH, WIDTH)) for _ in range(LAYERS))
+        self.maps = nn.ModuleDict({f"{side}_{end}": weight_norm(nn.Linear(WIDTH, WIDTH))
+                                   for side in ("encoder", "decoder") for end in ("enter", "leave")})
 
     def embed(self, tokens: Tensor, places: nn.Embedding) -> Tensor:
         """Token vectors with positions."""
@@ -206,21 +208,24 @@ class PlainConv(Plain):
     def encode(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Keys z and values (z + e) √½, each (B, S, D)."""
         padding = ~batch.source_mask[:, :, None]
-        embedded = x = self.embed(batch.source, self.source_places)
+        embedded = self.embed(batch.source, self.source_places)
+        x = self.maps["encoder_enter"](embedded)
         for layer in self.encoder:
             x = (self.convolve(layer, x.masked_fill(padding, 0.0)) + x) * math.sqrt(0.5)
-        return x, (x + embedded) * math.sqrt(0.5)
+        keys = self.maps["encoder_leave"](x)
+        return keys, (keys + embedded) * math.sqrt(0.5)
 
     def features(self, batch: Batch) -> Tensor:
         keys, values = self.encode(batch)
         root = batch.source_mask.sum(1)[:, None, None].sqrt()
-        embedded = x = self.embed(batch.target_in, self.target_places)
+        embedded = self.embed(batch.target_in, self.target_places)
+        x = self.maps["decoder_enter"](embedded)
         for layer, query in zip(self.decoder, self.query, strict=True):
             hidden = self.convolve(layer, x)
             asked = (query(hidden) + embedded) * math.sqrt(0.5)
             context = weigh(asked @ keys.transpose(1, 2), batch.source_mask) @ values
             x = ((hidden + context * root) * math.sqrt(0.5) + x) * math.sqrt(0.5)
-        features: Tensor = self.dropout(x)
+        features: Tensor = self.dropout(self.maps["decoder_leave"](x))
         return features
 
 

@@ -31,6 +31,7 @@ RENAMED = (
     (r"^(source|target)_places\.weight$", lambda found: f"{SIDES[found[1]]}.positions.table"),
     (r"^(encoder|decoder)\.(\d)\.", r"\1.layers.\2.convolution.linear."),
     (r"^query\.(\d)\.", r"decoder.layers.\1.query."),
+    (r"^maps\.(encoder|decoder)_", r"\1."),
     (r"parametrizations\.weight\.original0$", "length"),
     (r"parametrizations\.weight\.original1$", "direction"),
 )
