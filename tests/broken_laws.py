@@ -25,7 +25,7 @@ from regard.data.batches import Batch
 from regard.decode import search
 from regard.decode.hypotheses import Paths
 from regard.model import attention, conv, layers, positions, rnn, seq2seq, transformer
-from regard.model.state import Memory, State
+from regard.model.state import Memory, Past, State
 from regard.text.tokenizer import EOS
 from regard.training import checkpoint, loop, objective
 
@@ -55,6 +55,7 @@ def no_causal_mask_in_training(patch):
 
 def padding_is_looked_at(patch):
     patch.setattr(attention, "weigh", lambda scores, mask: torch.softmax(scores, dim=-1))
+    change(patch, attention.MultiHeadAttention, "fused", lambda original, *each: original(*each[:4], None, each[5]))
 
 
 def backwards_from_the_padding(patch):
@@ -66,12 +67,11 @@ def mean_over_padding_too(patch):
 
 
 def first_key_is_forgotten(patch):
-    def advance(original, self, tokens, cache):
-        for name in cache.keys() & {"0.keys", "1.keys"}:
-            cache[name] = cache[name].index_fill(2, torch.tensor([0]), 0.0)
-        return original(self, tokens, cache)
+    def put(original, self, name, new):
+        found = original(self, name, new)
+        return found.index_fill(2, torch.tensor([0]), 0.0) if found.shape[2] > new.shape[2] else found
 
-    change(patch, State, "advance", advance)
+    change(patch, Past, "put", put)
 
 
 def places_counted_anew_in_each_call(patch):
@@ -88,20 +88,20 @@ def distances_counted_anew_in_each_call(patch):
 def not_kept(part):
     """A decoder's state that never changes in some of its tensors, as it would be if they were not handed on."""
     def patch(patch):
-        change(patch, State, "advance", lambda original, self, tokens, cache: original(
-            self, tokens, {name: tensor for name, tensor in cache.items() if not name.endswith(part)}))
+        change(patch, State, "advance", lambda original, self, tokens, cache, *past: original(
+            self, tokens, {name: tensor for name, tensor in cache.items() if not name.endswith(part)}, *past))
 
     return patch
 
 
 def window_counted_anew_in_each_call(patch):
-    change(patch, attention.Monotonic, "forward", lambda original, self, query, mask, position: original(
-        self, query, mask, 0))
+    change(patch, attention.Monotonic, "forward", lambda original, self, query, mask, position, beam: original(
+        self, query, mask, 0, beam))
 
 
 def window_one_too_far(patch):
-    change(patch, attention.Monotonic, "forward", lambda original, self, query, mask, position: original(
-        self, query, mask, position + 1))
+    change(patch, attention.Monotonic, "forward", lambda original, self, query, mask, position, beam: original(
+        self, query, mask, position + 1, beam))
 
 
 def window_without_its_gaussian(patch):
@@ -109,8 +109,8 @@ def window_without_its_gaussian(patch):
 
 
 def window_without_ends(patch):
-    change(patch, attention.Predictive, "forward", lambda original, self, query, mask, position: (
-        mask[:, None, :], original(self, query, mask, position)[1]))
+    change(patch, attention.Predictive, "forward", lambda original, self, query, mask, *place: (
+        mask[:, None, :], original(self, query, mask, *place)[1]))
 
 
 def convolution_sees_the_next_token(patch):
@@ -130,7 +130,7 @@ def values_are_not_selected(patch):
 
 def memory_is_not_selected(patch):
     patch.setattr(State, "select", lambda self, rows: replace(
-        self, cache={name: tensor[rows] for name, tensor in self.cache.items()}))
+        self, cache={name: tensor[rows.flatten()] for name, tensor in self.cache.items()}))
 
 
 def rows_are_selected_backwards(patch):
@@ -142,6 +142,18 @@ def rows_are_selected_backwards(patch):
 
 def dropout_in_eval_mode(patch):
     patch.setattr(layers.Dropout, "forward", lambda self, x: x * self.mask(x.shape, x) if self.threshold else x)
+
+
+def no_branch_is_left_out(patch):
+    patch.setattr(layers.StochasticDepth, "forward", lambda self, branch: branch)
+
+
+def branches_left_out_in_eval_mode(patch):
+    def forward(original, self, branch):
+        self.training = True
+        return original(self, branch)
+
+    change(patch, layers.StochasticDepth, "forward", forward)
 
 
 def attention_dropout_is_ignored(patch):
@@ -209,8 +221,8 @@ def search_goes_on_from_the_old_state(patch):
 
 def search_does_not_reorder_its_state(patch):
     def select(original, self, rows):
-        same = torch.arange(len(rows)) if len(rows) == len(self.memory.mask) else rows
-        return original(self, same)
+        held = len(self.memory.mask) * self.beam
+        return original(self, torch.arange(held).view_as(rows) if rows.numel() == held else rows)
 
     change(patch, State, "select", select)
 
@@ -221,7 +233,7 @@ def length_penalty_twice(patch):
 
 def open_hypotheses_are_lost(patch):
     change(patch, search.Ended, "put", lambda original, self, kids, rows: original(
-        self, kids, rows[kids.tokens[rows, -1] == EOS]))
+        self, kids, rows[kids.tokens.flatten()[rows] == EOS]))
 
 
 # --- where it looks ------------------------------------------------------------------------------------------------
@@ -354,6 +366,8 @@ LAWS = {
     "test_dropout_ends_with_training": [
         Fault("dropout goes on in eval mode", "conv", dropout_in_eval_mode),
         Fault("attention_dropout is read and ignored", "transformer-pre", attention_dropout_is_ignored),
+        Fault("stochastic_depth is read and ignored", "transformer-post", no_branch_is_left_out),
+        Fault("branches are left out in eval mode", "conv-kernel-5", branches_left_out_in_eval_mode),
     ],
     "test_log_probabilities_sum_to_1_and_the_loss_is_made_of_them": [
         Fault("logits are given for log-probabilities", "before-dot", logits_for_log_probabilities),

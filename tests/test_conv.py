@@ -175,7 +175,7 @@ def test_a_decoder_layer_is_the_loop_and_keeps_its_last_inputs(kernel, width):
     past = torch.zeros(1, kernel - 1, 4, dtype=torch.float64)
     everywhere = torch.ones(1, 3, dtype=torch.bool)
     memory = Memory(states, everywhere, states.mean(1), everywhere.long(), values)
-    state = State(memory, 0, {"root": torch.full((1, 1, 1), math.sqrt(3), dtype=torch.float64)})
+    state = State(memory, 0, {}, {"root": torch.full((1, 1, 1), math.sqrt(3), dtype=torch.float64)})
     output, after, weights = layer(x, target, past, state)
     rows = [tensor[0].tolist() for tensor in (x, target, states, values)]
     expected, looked = plain_layer(layer, *rows)
@@ -191,7 +191,7 @@ def test_gradients_of_a_layer_are_those_of_differences(width):
     root = mask.sum(1).double().sqrt()[:, None, None]
 
     def decode(x, target, past, states, values, *weights):
-        state = State(Memory(states, mask, states.mean(1), mask.long(), values), 0, {"root": root})
+        state = State(Memory(states, mask, states.mean(1), mask.long(), values), 0, {}, {"root": root})
         return torch.func.functional_call(decoder, dict(zip(dict(decoder.named_parameters()), weights, strict=True)),
                                           (x, target, past, state))
 
@@ -262,7 +262,7 @@ def test_the_cache_is_the_last_inputs_of_each_layer(kernel):
     for layer in decoder.layers:
         layer.register_forward_pre_hook(lambda module, inner: inputs.append(inner[0]))
     start = decoder.start(memory)
-    same(start.cache["root"].flatten() ** 2, batch.source_mask.sum(1).double())
+    same(start.shared["root"].flatten() ** 2, batch.source_mask.sum(1).double())
     _, state = decoder(batch.target_in[:, :1], start)
     for index, x in enumerate(inputs):
         assert start.cache[f"{index}.past"].shape == (4, kernel - 1, 8) and not start.cache[f"{index}.past"].any()

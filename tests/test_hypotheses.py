@@ -22,8 +22,8 @@ def some_paths():
     """Two beams of two: what a beam starts from, and two steps on."""
     paths = Paths.start(2, 2, torch.device("cpu"))
     for tokens in ([4, 5, 6, 4], [5, 5, 2, 6]):
-        log_p = torch.arange(4 * 7).view(4, 7) / -10.0
-        paths = paths.extend(torch.arange(4), torch.tensor(tokens), log_p, None)
+        log_p = torch.arange(4 * 7).view(4, 7)[torch.arange(4), tokens] / -10.0
+        paths = paths.extend(torch.arange(4), torch.tensor(tokens), paths.totals + log_p)
     return paths
 
 

@@ -147,7 +147,7 @@ def test_dropout_ends_with_training(name):
     expected = quiet(batch)
     for side in ("encoder", "decoder"):
         for kind, field in type(getattr(config, side)).model_fields.items():
-            if not kind.endswith("dropout") or field.annotation is not float:
+            if not (kind.endswith("dropout") or kind == "stochastic_depth") or field.annotation is not float:
                 continue
             dropping = make_model(name, **{kind: 0.5})
             dropping.load_state_dict(quiet.state_dict())  # a convolution's first weights depend on its dropout

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from regard.model.layers import INIT, Dropout, Embedding, linear
+from conftest import make_batch, make_model
+from regard.model.layers import INIT, Dropout, Embedding, StochasticDepth, linear
 
 
 @pytest.mark.parametrize("probability", [0.1, 0.3, 0.5, 0.9, 0.999])
@@ -47,3 +48,34 @@ def test_a_linear_map_begins_small():
     module = linear(40, 50)
     assert module.weight.shape == (50, 40) and not module.bias.any()
     assert float(module.weight.detach().std()) == pytest.approx(INIT, rel=0.1)
+
+
+def test_stochastic_depth_leaves_out_the_branch_of_whole_sequences_and_keeps_the_mean():
+    torch.manual_seed(1)
+    depth, branch = StochasticDepth(0.3), torch.ones(4000, 3, 2, dtype=torch.float64)
+    values = depth(branch)
+    assert (values == values[:, :1, :1]).all() and values.unique().tolist() == pytest.approx([0, 1 / 0.7])
+    assert float((values[:, 0, 0] == 0).double().mean()) == pytest.approx(0.3, abs=5 * math.sqrt(0.3 * 0.7 / 4000))
+    first, second = [(torch.manual_seed(3), depth(branch))[1] for _ in range(2)]
+    assert torch.equal(first, second) and not torch.equal(depth(branch), first)
+    assert depth.eval()(branch) is branch and StochasticDepth(0.0)(branch) is branch
+
+
+@pytest.mark.parametrize("name", ["transformer-none", "conv-kernel-5", "mixed-transformer-conv"])
+def test_deeper_layers_leave_out_more(name):
+    """Huang et al. (2016), eq. 4: l / L of the last layer's share, in the encoder and the decoder alike."""
+    model = make_model(name, stochastic_depth=0.6)
+    for side in (model.encoder, model.decoder):
+        shares = [[part.probability for part in layer.modules() if isinstance(part, StochasticDepth)]
+                  for layer in side.layers]
+        assert all(shares)
+        for index, found in enumerate(shares, start=1):
+            assert found == pytest.approx([0.6 * index / len(shares)] * len(found))
+
+
+@pytest.mark.parametrize("name", ["transformer-pre", "transformer-post", "conv"])
+def test_a_layer_without_its_branches_hands_on_what_it_gets(name):
+    model, batch = make_model(name, stochastic_depth=0.999999999, layers=1).train(), make_batch()
+    features = model(batch)
+    batch.source.random_(3, 8)
+    torch.testing.assert_close(model(batch), features)  # no attention reaches the source, so it changes nothing

@@ -1,21 +1,23 @@
 """What search promises beside the laws: limits, order, what is never said, on a model whose every step is known; and
 that a beam as wide as there are outputs finds all that the rules allow, scored as published."""
 
+import copy
 import math
 from functools import cache
 
 import pytest
 import torch
 
-from conftest import FAMILIES, make_model
+from conftest import FAMILIES, make_batch, make_model
 from regard.config import DecodeConfig
 from regard.data.batches import Batch
 from regard.decode.ensemble import Ensemble
-from regard.decode.search import NEVER, Demands, Limits, beam_search, forced, greedy, ranked
+from regard.decode.search import LINGER, NEVER, Demands, Limits, beam_search, forced, greedy, ranked
 from regard.decode.search import search as search_all
 from regard.errors import ConfigError
 from regard.model.state import Memory, State
 from regard.text.tokenizer import EOS
+from regard.training.objective import loss_of
 from tiny_search import LETTERS, Hashed, brute_force, every_output, holds, likeliest, repeats, run
 
 SIZE = 7
@@ -89,6 +91,27 @@ def test_sentences_of_all_lengths_end_each_in_its_time():
         assert [found] == search(ENDLESS, sources=[source])
     for one, source in zip(greedy(ENDLESS, Batch.of(sources)), sources, strict=True):
         assert one.tokens == [A] * (2 * (len(source) + 1) + 10)
+
+
+def test_the_first_step_reads_each_sentence_once_and_those_that_are_done_soon_leave():
+    model, rows = copy.copy(ENDLESS), []
+    model.decoder = lambda tokens, state: rows.append(len(tokens)) or ENDLESS.decoder(tokens, state)
+    sources = [[4] * (row % 20) for row in range(60)]
+    search(model, 4, sources=sources)
+    assert rows[0] == 60
+    for length, read in enumerate(rows[1:], start=2):
+        going = sum(2 * (len(source) + 1) + 10 >= length for source in sources)
+        assert read % 4 == 0 and going <= read // 4 and LINGER * (read // 4 - going) < read // 4
+
+
+@torch.enable_grad()
+def test_a_model_learns_on_after_a_search_past_the_end_of_its_table():
+    model, batch = make_model("transformer-rotary"), make_batch()
+    for side in (model.encoder, model.decoder):
+        side.positions.table = side.positions.table[:2].clone()
+    beam_search(model, batch, 2, limits=Limits(12))
+    assert len(model.decoder.positions.table) >= 12
+    loss_of(model, batch)[0].backward()
 
 
 def test_padding_and_start_are_never_said():

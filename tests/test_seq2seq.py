@@ -1,10 +1,13 @@
 """What is tied to what, and the whole model's shapes; the laws check the rest."""
 
+import copy
+
 import pytest
 import torch
+from torch import nn
 
 from conftest import make_batch, model_config
-from regard.model.seq2seq import build_model
+from regard.model.seq2seq import LARGE, build_model
 
 
 @pytest.mark.parametrize("name", ["fixed-elman", "transformer-pre"])
@@ -22,6 +25,22 @@ def test_shapes():
     assert features.shape == (*batch.target_in.shape, 8)
     assert model.project(features).shape == (*batch.target_in.shape, 9)
     torch.testing.assert_close(model.project(features), features @ model.output.T)
+
+
+@torch.no_grad()
+def test_logits_of_a_search_are_those_of_training_also_after_an_update():
+    torch.manual_seed(1)
+    model, features = build_model(model_config("transformer-pre"), 9, 40000), torch.randn(10, 2, 8)
+    assert model.output.numel() >= LARGE
+    for x in (features, features[::2, -1:], features.double(), features):
+        model.to(x.dtype)
+        for _ in range(2):
+            torch.testing.assert_close(model.project(x), nn.functional.linear(x, model.output))
+            model.output.add_(torch.randn_like(model.output))
+    log_p = model.log_probabilities(features, torch.zeros(10, 1))
+    torch.testing.assert_close(log_p, nn.functional.linear(features, model.output).log_softmax(-1))
+    other = copy.deepcopy(model)
+    torch.testing.assert_close(other.project(features), model.project(features), rtol=0, atol=0)
 
 
 def test_weights_follow_the_seed():

@@ -138,5 +138,6 @@ def test_the_quick_top_is_the_plain_one(rows, size, k):
 
 def test_greedy_takes_the_likeliest():
     log_p = torch.tensor([[0.1, 0.7, 0.2], [0.5, 0.2, 0.3]]).log()
-    parents, tokens = greedy(log_p, Paths.start(2, 1, torch.device("cpu")))
+    parents, tokens, totals = greedy(log_p, Paths.start(2, 1, torch.device("cpu")))
+    assert totals.flatten().exp().tolist() == pytest.approx([0.7, 0.5])
     assert parents.tolist() == [[0], [1]] and tokens.tolist() == [[1], [0]]

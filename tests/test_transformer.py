@@ -140,9 +140,10 @@ def test_the_cache_holds_the_heads_of_keys_and_values_alone():
     for kv_heads in (1, 2, 4):
         model = make_model("transformer-pre", heads=4, kv_heads=kv_heads)
         _, state = model.decoder(batch.target_in[:, :3], model.start(batch))
-        shapes = {name.split(".")[1]: tuple(tensor.shape) for name, tensor in state.cache.items()}
-        own, memory = (4, kv_heads, 3, 2), (4, kv_heads, batch.source.shape[1], 2)
-        assert shapes == {"keys": own, "values": own, "memory_keys": memory, "memory_values": memory}
+        for tensors, length in ((state.past.blocks, 3), (state.shared, batch.source.shape[1])):
+            assert tensors.keys() == {f"{layer}.{name}" for layer in range(2) for name in ("keys", "values")}
+            assert {tuple(tensor.shape) for tensor in tensors.values()} == {(4, kv_heads, length, 2)}
+        assert state.cache == {}
 
 
 # --- positions in their place: the first layer, one number at a time ------------------------------------------------

@@ -24,10 +24,10 @@ class JointState(State):
     @classmethod
     def of(cls, parts: Sequence[State]) -> "JointState":
         """The states of all models, as one."""
-        return cls(parts[0].memory, parts[0].length, {}, tuple(parts))
+        return cls(parts[0].memory, parts[0].length, beam=parts[0].beam, parts=tuple(parts))
 
     def select(self, rows: Tensor) -> "JointState":
-        """The state of the given rows (int64, (N,)), repeated or left out as they say."""
+        """The state of the given rows, repeated or left out as they say."""
         return JointState.of([part.select(rows) for part in self.parts])
 
 

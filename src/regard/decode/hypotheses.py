@@ -5,7 +5,7 @@ R open hypotheses, each a row; S source length; t tokens of each so far; C force
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -111,16 +111,14 @@ class Paths:
 
     def select(self, rows: Tensor) -> "Paths":
         """The given rows (int64), repeated or left out as they say."""
-        chosen: dict[str, Any] = {name: each if each is None else each[rows] for name, each in vars(self).items()}
+        chosen: dict[str, Any] = {
+            name: each if each is None else each.index_select(0, rows) for name, each in vars(self).items()}
         return Paths(**chosen)
 
-    def extend(self, parents: Tensor, tokens: Tensor, log_p: Tensor, entropy: Tensor | None) -> "Paths":
-        """Children: parents int64 (R',), rows of these paths; tokens int64 (R',); log_p float (R, V)."""
-        kids, added = self.select(parents), log_p[parents, tokens]
-        if kids.notes is not None and entropy is not None:
-            note = torch.stack([added, entropy[parents]], dim=-1)[:, None]
-            kids = replace(kids, notes=torch.cat([kids.notes, note], dim=1))
-        return replace(kids, tokens=torch.cat([kids.tokens, tokens[:, None]], 1), totals=kids.totals + added.double())
+    def extend(self, parents: Tensor, tokens: Tensor, totals: Tensor, **others: Any) -> "Paths":
+        """Children: parents int64 (R',), rows of these paths; tokens int64 (R',); totals float64 (R',)."""
+        kids = self.select(parents)
+        return replace(kids, tokens=torch.cat([kids.tokens, tokens[:, None]], dim=1), totals=totals, **others)
 
     def hypotheses(self, length_penalty: float, kind: str, coverage_penalty: float) -> Iterator[Hypothesis]:
         """All rows as ended ones. The coverage penalty is β Σ_s log min(Σ_t a_ts, 1) (Wu et al. 2016, eq. 14)."""
@@ -133,3 +131,32 @@ class Paths:
         for row, (tokens, total, covered) in enumerate(rows):
             noted = notes[row] if notes else (None, None)
             yield Hypothesis(tokens, total, total / norm + covered, norm, covered, *noted)
+
+
+@dataclass(frozen=True)
+class Children:
+    """What may come of R open hypotheses at a step: M children of each of U beams, best first.
+
+    Attributes:
+        paths: the hypotheses.
+        parents: int64 (U, M), rows of the paths.
+        tokens: int64 (U, M), the last token of each child.
+        totals: float64 (U, M), their log-probability, nats; -inf marks a child that may not be.
+        others: what takes the place of fields of the paths in the children, (U, M, …): "notes", "met", "node".
+    """
+
+    paths: Paths
+    parents: Tensor
+    tokens: Tensor
+    totals: Tensor
+    others: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def unit(self) -> Tensor:
+        """int64 (U,), which beams they are."""
+        return self.paths.unit.view(len(self.tokens), -1)[:, 0]
+
+    def take(self, chosen: Tensor) -> Paths:
+        """The given children, int64 (R',), places counted through all (U, M), as paths."""
+        others = {name: each.flatten(0, 1).index_select(0, chosen) for name, each in self.others.items()}
+        return self.paths.extend(*(each.take(chosen) for each in (self.parents, self.tokens, self.totals)), **others)

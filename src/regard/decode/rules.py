@@ -61,14 +61,15 @@ class Rules:
                  constraints: Constraints | None, sentence: Tensor):
         self.shortest, self.prefixes, self.constraints = shortest, prefixes, constraints
         self.no_repeat_ngram, self.sentence, self.until = no_repeat_ngram, sentence, int(shortest.max())
-        self.never = [*NEVER, *(int(phrase[0]) for phrase in ban if len(phrase) == 1)]
+        never = [*NEVER, *(int(phrase[0]) for phrase in ban if len(phrase) == 1)]
+        self.never = torch.tensor(never, device=shortest.device)
         self.ban = [torch.as_tensor(phrase, device=shortest.device) for phrase in ban if len(phrase) > 1]
 
     def apply(self, log_p: Tensor, paths: Paths) -> None:
         """Rule out, in place, what may not follow the paths: log_p float (R, V)."""
         length = paths.length
         given = self._given(log_p, paths) if length < self.prefixes.shape[1] else None
-        log_p[:, self.never] = -torch.inf
+        log_p.index_fill_(1, self.never, -torch.inf)
         if length + 1 < self.until:
             log_p[self.shortest[self.sentence[paths.unit]] > length + 1, EOS] = -torch.inf
         if paths.met is not None and self.constraints is not None:

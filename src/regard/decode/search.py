@@ -18,7 +18,7 @@ from regard.data.batches import Batch, Ids
 from regard.decode import strategies
 from regard.decode.constraints import Constraints
 from regard.decode.ensemble import attention_of
-from regard.decode.hypotheses import Fate, Hypothesis, Node, Paths, norm_of, ranked
+from regard.decode.hypotheses import Children, Fate, Hypothesis, Node, Paths, norm_of, ranked
 from regard.decode.rules import NEVER, Limits, Rules
 from regard.errors import ConfigError
 from regard.model.state import State, Taps
@@ -26,6 +26,10 @@ from regard.text.tokenizer import EOS
 
 __all__ = ["NEVER", "Demands", "Hypothesis", "Limits", "Model", "Node", "beam_search", "forced", "greedy", "ranked",
            "search"]
+
+
+LINGER = 8
+"""Sentences that are done leave the batch once they are one in so many: each leaving copies what the others keep."""
 
 
 class Model(Protocol):
@@ -78,7 +82,7 @@ class Plan(NamedTuple):
     together: int = 1
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def search(model: Model, batch: Batch, settings: DecodeConfig, demands: Demands | None = None,
            trees: list[list[Node]] | None = None) -> list[list[Hypothesis]]:
     """The outputs of each source: of a beam, best first and at most as many as it is wide; of sampling, as drawn.
@@ -116,7 +120,6 @@ def search(model: Model, batch: Batch, settings: DecodeConfig, demands: Demands 
         notes=torch.empty(len(rows), 0, 2, device=device) if demands.token_scores else None,
         node=torch.full_like(rows, -1) if trees is not None else None)
     state = model.start(batch)
-    state = state if len(rows) == N else state.select(rows)
     while len(paths.unit):
         paths, state = step(model, paths, state, rules, plan, ended)
     found = [list(chain.from_iterable(ended.found[n * beams : (n + 1) * beams])) for n in range(N)]
@@ -127,29 +130,39 @@ def step(model: Model, paths: Paths, state: State, rules: Rules, plan: Plan, end
     """Read the last token of each path, look at the children, put ended ones aside, and go on with the open ones."""
     log_p, entropy, paths, state = read(model, paths, state)  # (R, V), (R,)
     rules.apply(log_p, paths)
-    parents, tokens = plan.strategy(log_p, paths)  # (U, M) each, best first
-    kids = paths.extend(parents.flatten(), tokens.flatten(), log_p, entropy)  # U * M rows
-    if kids.met is not None and rules.constraints is not None:
-        kids = replace(kids, met=rules.constraints.advance(kids.unit, kids.met, tokens.flatten()))
-    paths, rows = ended.settle(kids, tokens.shape[1])
-    rows = parents.flatten()[rows]
-    as_they_are = len(rows) == len(log_p) and torch.equal(rows, torch.arange(len(rows), device=rows.device))
-    return paths, state if as_they_are else state.select(rows)
+    kids = Children(paths, *plan.strategy(log_p, paths))
+    if paths.notes is not None and entropy is not None:
+        note = torch.stack([log_p[kids.parents, kids.tokens], entropy[kids.parents]], dim=-1)
+        kids.others["notes"] = torch.cat([paths.notes[kids.parents], note[:, :, None]], dim=2)
+    if paths.met is not None and rules.constraints is not None:
+        kids.others["met"] = rules.constraints.advance(paths.unit[kids.parents], paths.met[kids.parents], kids.tokens)
+    after, rows = ended.settle(kids)
+    alike, together = each_of(state, paths), plan.width * plan.together
+    if together == alike == 1 and len(rows) == len(log_p):
+        return after, state  # each row goes on as it is
+    return after, state.select((rows // alike).view(-1, together))
+
+
+def each_of(state: State, paths: Paths) -> int:
+    """How many paths one row of the state stands for: before the first token, all of its source; then 1."""
+    return len(paths.unit) // (len(state.memory.mask) * state.beam)
 
 
 def read(model: Model, paths: Paths, state: State) -> tuple[Tensor, Tensor | None, Paths, State]:
     """Log-probabilities of what follows each path, float (R, V); where asked for, the entropy of that distribution,
     float (R,), and paths that have seen more of the source."""
     taps: Taps = {}
-    last = paths.tokens[:, -1:]
+    alike = each_of(state, paths)
+    last = paths.tokens[::alike, -1:]
     features, state = model.decoder(last, state) if paths.seen is None else model.decoder(last, state, taps)
     log_p = model.log_probabilities(features, state.memory.source)[:, -1].float()
+    log_p = log_p if alike == 1 else log_p.repeat_interleave(alike, 0)
     if paths.seen is not None:
         attention = attention_of(taps)
         if attention is None:
             raise ConfigError("coverage_penalty: this model has no attention to the source, so nothing is covered. "
                               "Leave it out")
-        paths = replace(paths, seen=paths.seen + attention[:, -1])
+        paths = replace(paths, seen=paths.seen + attention[:, -1].repeat_interleave(alike, 0))
     entropy = None if paths.notes is None else torch.special.entr(log_p.exp()).sum(-1)
     return log_p, entropy, paths, state
 
@@ -171,68 +184,83 @@ class Ended:
         self.scoring = settings.length_penalty, settings.length_penalty_kind, settings.coverage_penalty
         self.plan, self.rules, self.longest, self.wanted = plan, rules, longest, demands.outputs
         self.found: list[list[Hypothesis]] = [[] for _ in range(len(longest))]
-        self.counts = torch.zeros_like(longest)
-        # The score of the last wanted output, and the norm of the longest: no open hypothesis can come to more than its
-        # total / that norm, since tokens and coverage only lower it. Not with groups, where each looks at the others.
+        # A beam is done when no total of an open hypothesis is above its bar. One can come to no more than its total /
+        # the norm of the longest output, since tokens and coverage only lower it, and what that cannot bring among the
+        # best is of no use. Not with groups, where each looks at the others.
         self.early = demands.early_end and plan.width > 1 and plan.together == 1
-        self.floors = torch.full_like(longest, -torch.inf, dtype=torch.float64)
-        self.norms = torch.tensor([norm_of(most, *self.scoring[:2]) for most in longest.tolist()]).double()
-        self.norms = self.norms.to(longest.device)
+        self.bars = torch.full_like(longest, -torch.inf, dtype=torch.float64)
+        self.norms = [norm_of(most, *self.scoring[:2]) for most in longest.tolist()]
+        self.nearest = int(longest.min())  # before it, no output is as long as it may be
         self.trees = trees
         if trees is not None:
             trees += [[] for _ in range(len(longest) // plan.beams)]
 
-    def settle(self, kids: Paths, most: int) -> tuple[Paths, Tensor]:
-        """Part the children, `most` of each beam: the paths that go on, and which rows of the children they are."""
-        K, length = self.plan.width, kids.length
-        unit = kids.unit.view(-1, most)[:, 0]
-        is_end = (kids.tokens[:, -1] == EOS).view(-1, most)  # (U, M)
-        alive = (kids.totals > -torch.inf).view(-1, most)
-        ends = is_end & alive
-        ends[:, K:] = False
-        order = (is_end | ~alive).byte().argsort(dim=1, stable=True)[:, :K]  # (U, K), the first K that go on
-        is_open = (alive & ~is_end).gather(1, order)
-        rows = order + torch.arange(0, len(kids.unit), most, device=unit.device)[:, None]
-        self.put(kids, outputs := ends.flatten().nonzero().squeeze(1))
-        if (last := self.longest[unit] <= length).any():
-            whole = is_open & (last & (self.counts[unit] < K))[:, None]
-            if self.rules.constraints is not None:
-                whole &= self.rules.constraints.complete(kids)[rows]
-            self.put(kids, rows[whole])
-            outputs = torch.cat([outputs, rows[whole]])
+    def settle(self, kids: Children) -> tuple[Paths, Tensor]:
+        """Part the children: the paths that go on, and the rows of their parents, int64 (R',)."""
+        (U, M), K, length = kids.tokens.shape, self.plan.width, kids.paths.length + 1
+        first = torch.arange(0, U * M, M, device=kids.tokens.device)[:, None]
+        dead, is_end = kids.totals == -torch.inf, kids.tokens == EOS
+        closed = dead | is_end
+        kept = closed.byte().argsort(dim=1, stable=True)[:, :K] + first  # (U, K), the first K that go on
+        totals = kids.totals.masked_fill(closed, -torch.inf).take(kept)
+        outputs = (is_end & ~dead)[:, :K].nonzero()
+        self.put(kids, outputs := outputs[:, 0] * M + outputs[:, 1])
+        if length >= self.nearest:
+            whole, totals = self.whole(kids, kept, totals)
+            self.put(kids, whole)
+            outputs = torch.cat([outputs, whole])
         if self.trees is not None:
-            kids = self.note(kids, set(outputs.tolist()), set(rows[is_open & ~last[:, None]].tolist()))
-        totals = kids.totals[rows].masked_fill(~is_open, -torch.inf)  # (U, K)
-        done = last | (self.counts[unit] >= K) | (totals == -torch.inf).all(1)
-        if self.early:
-            done |= self.floors[unit] >= totals.amax(1) / self.norms[unit]
-        stays = ~done.view(-1, self.plan.together).all(1).repeat_interleave(self.plan.together)
-        rows, totals = rows[stays].flatten(), totals.masked_fill(done[:, None], -torch.inf)[stays].flatten()
-        return replace(kids.select(rows), totals=totals), rows
+            self.note(kids, set(outputs.tolist()), set(kept[totals > -torch.inf].tolist()))
+        done = totals.amax(1) <= self.bars
+        totals.masked_fill_(done[:, None], -torch.inf)
+        leaves = done.view(-1, self.plan.together).all(1)
+        if int(leaves.sum()) * LINGER >= len(leaves):
+            stays = (~leaves).repeat_interleave(self.plan.together)
+            kept, totals, self.bars = kept[stays], totals[stays], self.bars[stays]
+            self.nearest = min(self.longest[kids.unit[stays]].tolist(), default=0)
+        return replace(kids.take(kept := kept.flatten()), totals=totals.flatten()), kids.parents.take(kept)
 
-    def put(self, kids: Paths, rows: Tensor) -> None:
-        """Keep the given rows as outputs."""
-        if not len(rows):
+    def whole(self, kids: Children, kept: Tensor, totals: Tensor) -> tuple[Tensor, Tensor]:
+        """Of the children that would go on, those that are outputs as they are, at the longest length; and the totals
+        of all, those of such beams -inf. Both (U, K)."""
+        unit = kids.unit
+        last = self.longest[unit] <= kids.paths.length + 1
+        free = torch.tensor([len(self.found[each]) < self.plan.width for each in unit.tolist()], device=unit.device)
+        whole = (totals > -torch.inf) & (last & free)[:, None]
+        if self.rules.constraints is not None:
+            whole &= self.rules.constraints.complete(kids.take(kept.flatten())).view_as(whole)
+        return kept[whole], totals.masked_fill(last[:, None], -torch.inf)
+
+    def put(self, kids: Children, chosen: Tensor) -> None:
+        """Keep the given children as outputs."""
+        if not len(chosen):
             return
-        outputs = kids.select(rows)
-        self.counts.index_add_(0, outputs.unit, torch.ones_like(outputs.unit))
-        for unit, one in zip(outputs.unit.tolist(), outputs.hypotheses(*self.scoring), strict=True):
-            self.found[unit].append(one)
-            if self.early and len(self.found[unit]) >= self.wanted:
-                self.floors[unit] = sorted(each.score for each in self.found[unit])[-self.wanted]
+        outputs, K, bars = kids.take(chosen), self.plan.width, {}
+        places = chosen // kids.tokens.shape[1]
+        each = zip(places.tolist(), outputs.unit.tolist(), outputs.hypotheses(*self.scoring), strict=True)
+        for place, unit, one in each:
+            found = self.found[unit]
+            found.append(one)
+            if len(found) >= K:
+                bars[place] = torch.inf
+            elif self.early and len(found) >= self.wanted:
+                bars[place] = sorted(other.score for other in found)[-self.wanted] * self.norms[unit]
+        if bars:
+            self.bars[list(bars)] = self.bars.new_tensor(list(bars.values()))
 
-    def note(self, kids: Paths, ended: set[int], kept: set[int]) -> Paths:
+    def note(self, kids: Children, ended: set[int], kept: set[int]) -> None:
         """Write the children into their sentences' trees, and give each its place there."""
-        assert self.trees is not None and kids.node is not None
-        places = kids.node.tolist()
-        columns = zip(kids.unit.tolist(), places, kids.tokens[:, -1].tolist(), kids.totals.tolist(), strict=True)
+        assert self.trees is not None and kids.paths.node is not None
+        parents, *others = (each.flatten() for each in (kids.parents, kids.tokens, kids.totals))
+        places = kids.paths.node[parents].tolist()
+        columns = zip(kids.paths.unit[parents].tolist(), places, *(each.tolist() for each in others), strict=True)
         for row, (unit, parent, token, total) in enumerate(columns):
             if total > -torch.inf:
                 tree = self.trees[unit // self.plan.beams]
                 places[row] = len(tree)
                 fate: Fate = "ended" if row in ended else "open" if row in kept else "pruned"
-                tree.append(Node(parent, token, total, kids.length, fate))
-        return replace(kids, node=torch.tensor(places, device=kids.node.device))
+                tree.append(Node(parent, token, total, kids.paths.length + 1, fate))
+        kids.others["node"] = kids.tokens.new_tensor(places).view_as(kids.tokens)
 
 
 def plan_of(settings: DecodeConfig, demands: Demands, constraints: Constraints | None, longest: Tensor,

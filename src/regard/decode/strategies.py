@@ -1,8 +1,8 @@
 """Which children of the open hypotheses a search looks at, best first: the only thing in which strategies differ.
 
 Each strategy takes log-probabilities of the next token, float (R, V), and the paths; it gives parents (rows of the
-paths) and tokens, int64 (U, M) each. The search keeps the first K of each beam. A child that may not be has the
-log-probability -inf, and the search leaves it out.
+paths) and tokens, int64, and the children's log-probabilities, float64, (U, M) each. The search keeps the first K of
+each beam. A child that may not be has the log-probability -inf, and the search leaves it out.
 
 U beams, K hypotheses of each, R = U × K rows, M children of each beam, V vocabulary, G groups, C forced phrases.
 """
@@ -17,13 +17,14 @@ from torch import Tensor
 from regard.decode.constraints import Constraints
 from regard.decode.hypotheses import Paths
 
-Strategy = Callable[[Tensor, Paths], tuple[Tensor, Tensor]]
+Strategy = Callable[[Tensor, Paths], tuple[Tensor, Tensor, Tensor]]
 BLOCK = 64
 
 
-def greedy(log_p: Tensor, paths: Paths) -> tuple[Tensor, Tensor]:
+def greedy(log_p: Tensor, paths: Paths) -> tuple[Tensor, Tensor, Tensor]:
     """The likeliest token alone. K = M = 1."""
-    return torch.arange(len(log_p), device=log_p.device)[:, None], top(log_p, 1)[1]
+    totals, tokens = top(log_p, 1, paths.totals)
+    return torch.arange(len(log_p), device=log_p.device)[:, None], tokens, totals
 
 
 @dataclass(frozen=True)
@@ -65,12 +66,14 @@ class Sampling:
             p = p.masked_fill(p.cumsum(-1) - p >= self.top_p, 0.0)  # what the likelier ones hold already
         return p, tokens
 
-    def __call__(self, log_p: Tensor, paths: Paths) -> tuple[Tensor, Tensor]:
+    def __call__(self, log_p: Tensor, paths: Paths) -> tuple[Tensor, Tensor, Tensor]:
         p, tokens = self.distribution(log_p)
         heaped = p.cumsum(-1)
         chance = self.chances[paths.unit, paths.length][:, None] * heaped[:, -1:]
         place = torch.searchsorted(heaped, chance, right=True).clamp(max=p.shape[1] - 1)
-        return torch.arange(len(log_p), device=log_p.device)[:, None], tokens.gather(1, place)
+        drawn = tokens.gather(1, place)
+        totals = paths.totals[:, None] + log_p.gather(1, drawn)
+        return torch.arange(len(log_p), device=log_p.device)[:, None], drawn, totals
 
 
 @dataclass(frozen=True)
@@ -79,13 +82,11 @@ class Beam:
 
     width: int
 
-    def __call__(self, log_p: Tensor, paths: Paths) -> tuple[Tensor, Tensor]:
-        most, K = 2 * self.width, self.width
-        values, tokens = top(log_p, min(most, log_p.shape[1]))  # (R, M'), of each parent
-        totals = (paths.totals[:, None] + values).view(-1, K * values.shape[1])  # (U, K * M')
-        index = totals.topk(min(most, totals.shape[1])).indices  # (U, M)
+    def __call__(self, log_p: Tensor, paths: Paths) -> tuple[Tensor, Tensor, Tensor]:
+        K, V = self.width, log_p.shape[1]
+        totals, index = top(log_p, min(2 * K, K * V), paths.totals, K)
         first = torch.arange(0, len(log_p), K, device=log_p.device)[:, None]
-        return first + index // values.shape[1], tokens.view_as(totals).gather(1, index)
+        return first + index // V, index % V, totals
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ class DiverseBeam:
     groups: int
     diversity: float
 
-    def __call__(self, log_p: Tensor, paths: Paths) -> tuple[Tensor, Tensor]:
+    def __call__(self, log_p: Tensor, paths: Paths) -> tuple[Tensor, Tensor, Tensor]:
         K, V, beam = self.width, log_p.shape[1], Beam(self.width)
         rows = torch.arange(len(log_p), device=log_p.device).view(-1, self.groups, K)  # (N, G, K)
         taken = log_p.new_zeros(len(rows), V)
@@ -105,12 +106,13 @@ class DiverseBeam:
         for group in rows.unbind(1):  # (N, K)
             own = group.flatten()
             penalised = log_p[own] - self.diversity * taken.repeat_interleave(K, 0)
-            parents, tokens = beam(penalised, paths.select(own))  # (N, M)
-            found.append((own[parents], tokens))
-            alive = (log_p[own[parents], tokens] + paths.totals[own[parents]] > -torch.inf)[:, :K]
-            taken.scatter_add_(1, tokens[:, :K], alive.to(taken.dtype))
-        parents, tokens = (torch.stack(each, 1).flatten(0, 1) for each in zip(*found, strict=True))  # (N * G, M)
-        return parents, tokens
+            parents, tokens, _ = beam(penalised, paths.select(own))  # (N, M)
+            parents = own[parents]
+            totals = paths.totals[parents] + log_p[parents, tokens]
+            found.append((parents, tokens, totals))
+            taken.scatter_add_(1, tokens[:, :K], (totals > -torch.inf)[:, :K].to(taken.dtype))
+        parents, tokens, totals = (torch.stack(each, 1).flatten(0, 1) for each in zip(*found, strict=True))
+        return parents, tokens, totals  # (N * G, M)
 
 
 @dataclass(frozen=True)
@@ -122,9 +124,9 @@ class ConstrainedBeam:
     width: int
     constraints: Constraints
 
-    def __call__(self, log_p: Tensor, paths: Paths) -> tuple[Tensor, Tensor]:
+    def __call__(self, log_p: Tensor, paths: Paths) -> tuple[Tensor, Tensor, Tensor]:
         assert paths.met is not None
-        parents, tokens = Beam(self.width)(log_p, paths)
+        parents, tokens, _ = Beam(self.width)(log_p, paths)
         ahead = self.constraints.next_tokens(paths.unit, paths.met)  # (R, C)
         others = torch.cat([ahead, top(log_p, 1)[1]], 1)  # (R, C + 1)
         own = torch.arange(len(log_p), device=log_p.device)[:, None].expand_as(others)
@@ -141,22 +143,34 @@ class ConstrainedBeam:
         turn = place * (bank.amax() + 2) - bank  # the best of each bank, fullest first; then the second of each …
         order = turn.masked_fill(bank < 0, torch.iinfo(torch.int64).max).argsort(dim=1, stable=True)
         order = order[:, : max(2 * self.width, 1)]
-        return parents.gather(1, order), tokens.gather(1, order).clamp(min=0)
+        return parents.gather(1, order), tokens.gather(1, order).clamp(min=0), totals.gather(1, order)
 
 
-def top(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k greatest values of each row of x, (R, V), and their places, greatest first: (R, k) each.
+def top(x: Tensor, k: int, added: Tensor | None = None, group: int = 1) -> tuple[Tensor, Tensor]:
+    """The k greatest values of x, (R, V), in each group of G rows, and their places there, greatest first: (R / G, k).
 
     None of them stands outside the k blocks that have the greatest maxima, so only those are ordered, which takes a
-    processor half the time of `topk` on long rows. Among equal values, any may be taken.
+    processor a fraction of the time of `topk` on long rows. Among equal values, any may be taken.
+
+    Args:
+        added: float64 (R,), added to all values of each row.
+        group: G; a place counts through the rows of a group, v of the first row, V + v of the second.
     """
-    blocks = x.shape[1] // BLOCK
-    if x.device.type != "cpu" or blocks < 4 * k:
-        found = x.topk(k)
+    (R, V), device = x.shape, x.device
+    blocks, U = V // BLOCK, len(x) // group
+    added = x.new_zeros(R) if added is None else added
+    if device.type != "cpu" or blocks * group < 4 * k:
+        found = (x + added[:, None]).view(U, group * V).topk(k)
         return found.values, found.indices
-    maxima = x[:, : blocks * BLOCK].view(len(x), blocks, BLOCK).amax(2)
-    chosen = maxima.topk(k).indices[:, :, None] * BLOCK + torch.arange(BLOCK)  # (R, k, BLOCK)
-    rest = torch.arange(blocks * BLOCK, x.shape[1]).expand(len(x), -1)
-    index = torch.cat([chosen.flatten(1), rest], 1)
-    values, places = x.gather(1, index).topk(k)
+    cut, by_row = blocks * BLOCK, added.view(U, group)
+    maxima = x[:, :cut].view(R, blocks, BLOCK).amax(2) + added[:, None]
+    chosen = maxima.view(U, group * blocks).topk(k).indices  # (U, k)
+    rows = chosen // blocks
+    index = ((rows * (V - cut) + chosen * BLOCK)[:, :, None] + torch.arange(BLOCK)).view(U, -1)
+    values = (x.view(U, -1).gather(1, index).view(U, k, BLOCK) + by_row.gather(1, rows)[:, :, None]).view(U, -1)
+    if cut < V:  # what no block holds
+        last = torch.arange(group)[:, None] * V + torch.arange(cut, V)
+        index = torch.cat([index, last.view(1, -1).expand(U, -1)], dim=1)
+        values = torch.cat([values, (x[:, cut:] + added[:, None]).view(U, -1)], dim=1)
+    values, places = values.topk(k)
     return values, index.gather(1, places)

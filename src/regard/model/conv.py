@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from regard.config_model import ConvSideConfig
 from regard.model.attention import attend
-from regard.model.layers import INIT, Dropout, Embedding, Layers
+from regard.model.layers import INIT, Dropout, Embedding, Layers, StochasticDepth, at_depth
 from regard.model.positions import Learned
 from regard.model.state import Memory, State, Taps
 
@@ -69,11 +69,12 @@ class EncoderLayer(nn.Module):
         self.convolution = GatedConvolution(config)
         self.sides = ((config.kernel - 1) // 2, config.kernel // 2)
         self.dropout = Dropout(config.dropout)
+        self.depth = StochasticDepth(config.stochastic_depth)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, S, D) -> (B, S, D); padding is 0 in x, and is not in the result."""
         padded = nn.functional.pad(self.dropout(x), (0, 0, *self.sides))
-        y: Tensor = (self.convolution(padded) + x) * HALF
+        y: Tensor = (self.depth(self.convolution(padded)) + x) * HALF
         return y
 
 
@@ -89,6 +90,7 @@ class DecoderLayer(nn.Module):
         self.to_memory = nn.Identity() if same else Normed(width, memory_width)
         self.from_memory = nn.Identity() if same else Normed(memory_width, width)
         self.dropout = Dropout(config.dropout)
+        self.depth = StochasticDepth(config.stochastic_depth)
 
     def forward(self, x: Tensor, target: Tensor, past: Tensor, state: State) -> tuple[Tensor, Tensor, Tensor]:
         """One layer, (B, T, D) -> (B, T, D).
@@ -105,10 +107,11 @@ class DecoderLayer(nn.Module):
         memory, inputs = state.memory, torch.cat([past, self.dropout(x)], dim=1)
         hidden = self.convolution(inputs)
         query = self.to_memory((self.query(hidden) + target) * HALF)  # eq. 1: d = W h + b + g
-        context, weights = attend(query, memory.states, memory.values, "dot", memory.mask)  # eq. 1, 2
+        asked = query.view(len(memory.mask), -1, query.shape[-1])  # those of all rows of a source
+        context, weights = attend(asked, memory.states, memory.values, "dot", memory.mask)  # eq. 1, 2
         # A mean of m vectors has 1/m of their variance: m √(1/m) brings it back (section 3.5).
-        hidden = (hidden + self.from_memory(context * state.cache["root"])) * HALF
-        return (hidden + x) * HALF, inputs[:, x.shape[1] :], weights
+        hidden = (hidden + self.from_memory(context * state.shared["root"]).view(hidden.shape)) * HALF
+        return (self.depth(hidden) + x) * HALF, inputs[:, x.shape[1] :], weights.view(*x.shape[:2], -1)
 
 
 class ConvEncoder(nn.Module):
@@ -125,7 +128,7 @@ class ConvEncoder(nn.Module):
         self.positions = Learned(config.width, config.max_positions)
         self.dropout = Dropout(config.dropout)
         self.enter = Normed(config.width, config.width)
-        self.layers = Layers[EncoderLayer](EncoderLayer(config) for _ in range(config.layers))
+        self.layers = Layers[EncoderLayer](EncoderLayer(at_depth(config, index)) for index in range(config.layers))
         self.leave = Normed(config.width, config.width)
 
     def forward(self, source: Tensor, mask: Tensor, taps: Taps | None = None) -> Memory:
@@ -158,7 +161,8 @@ class ConvDecoder(nn.Module):
         self.positions = Learned(config.width, config.max_positions)
         self.dropout = Dropout(config.dropout)
         self.enter = Normed(config.width, config.width)
-        self.layers = Layers[DecoderLayer](DecoderLayer(config, memory_width) for _ in range(config.layers))
+        self.layers = Layers[DecoderLayer](
+            DecoderLayer(at_depth(config, index), memory_width) for index in range(config.layers))
         self.leave = Normed(config.width, config.width)
         self.past = (config.kernel - 1, config.width)
 
@@ -166,7 +170,7 @@ class ConvDecoder(nn.Module):
         """The state before the first token: zeros as the past of each layer, and √m of each source's m tokens."""
         past = memory.states.new_zeros(len(memory.mask), *self.past)
         root = memory.mask.sum(1)[:, None, None].to(past.dtype).sqrt()
-        return State(memory, 0, {"root": root} | {f"{index}.past": past for index in range(len(self.layers))})
+        return State(memory, 0, {f"{index}.past": past for index in range(len(self.layers))}, {"root": root})
 
     def forward(self, tokens: Tensor, state: State, taps: Taps | None = None) -> tuple[Tensor, State]:
         """tokens int64 (B, T) -> features, float (B, T, D), and the state after them."""

@@ -41,17 +41,18 @@ class Positions(nn.Module):
         """Token vectors, float (B, T, D), with what their places start, start + 1, …, start + T - 1 add."""
         return x
 
-    def rotate(self, heads: Tensor, start: int = 0) -> Tensor:
-        """Queries or keys, float (B, H, T, D / H), of the same places, turned by them."""
+    def rotate(self, heads: Tensor, start: int = 0, beam: int = 1) -> Tensor:
+        """Queries or keys, float (B, H, T, D / H), of the same places, turned by them; or those of K outputs one after
+        the other, (B, H, K T, D / H), all of these places."""
         return heads
 
     def bias(self, x: Tensor, start: int = 0) -> Tensor | None:
         """What the scores of T = x.shape[1] queries against all S = start + T keys gain: (H, T, S), or None."""
         return None
 
-    def order(self, x: Tensor, start: int = 0) -> Order:
+    def order(self, x: Tensor, start: int = 0, beam: int = 1) -> Order:
         """What self-attention over x, (B, T, D), is told."""
-        return Order(partial(self.rotate, start=start), self.bias(x, start))
+        return Order(partial(self.rotate, start=start, beam=beam), self.bias(x, start))
 
 
 # --- 1. in the token vectors ---------------------------------------------------------------------------------------
@@ -73,7 +74,8 @@ class Waves(Positions):
     def waves(self, start: int, end: int, like: Tensor) -> Tensor:
         """Rows start to end - 1, (T, D), in the type of another tensor."""
         if end > self.table.shape[0]:
-            self.table = self._rows(2 * end).to(self.table)
+            with torch.inference_mode(False):  # a search may have come this far, and training may need it next
+                self.table = self._rows(2 * end).to(self.table)
         return self.table[start:end].to(like.dtype)
 
     def _rows(self, end: int) -> Tensor:
@@ -121,10 +123,11 @@ class Rotary(Waves):
     i and i + D/2, not 2i and 2i + 1 as in the paper: the same but for the order of the weights' rows, and faster.
     """
 
-    def rotate(self, heads: Tensor, start: int = 0) -> Tensor:
-        waves = self.waves(start, start + heads.shape[2], heads)
-        sin, cos, (a, b) = waves[:, 0::2], waves[:, 1::2], heads.chunk(2, dim=-1)
-        return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)
+    def rotate(self, heads: Tensor, start: int = 0, beam: int = 1) -> Tensor:
+        (B, H, _, D), T = heads.shape, heads.shape[2] // beam
+        each, waves = heads.view(B, H, beam, T, D), self.waves(start, start + T, heads)
+        sin, cos, (a, b) = waves[:, 0::2], waves[:, 1::2], each.chunk(2, dim=-1)
+        return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1).flatten(2, 3)
 
 
 # --- 3. in the scores ----------------------------------------------------------------------------------------------

@@ -3,8 +3,8 @@
 
 B batch, S source length, T target length, D width, E the memory's width, G the width of a cell's gates (1, 3 or 4 D).
 The name in taps is "cross.0". In a decoder's `State.cache`, "i.hidden" and "i.cell", float (B, D), are the state of
-layer i; "projected", (B, S, D), the keys as the score compares them; "coverage", (B, S), the sum of all weights so far;
-"fed", (B, D), what the last attention made.
+layer i; "coverage", (B, S), the sum of all weights so far; "fed", (B, D), what the last attention made. In `shared`,
+"projected", (B, S, D), are the keys as the score compares them.
 """
 
 from collections.abc import Callable
@@ -248,14 +248,14 @@ class RNNDecoder(nn.Module):
     def start(self, memory: Memory) -> State:
         """The state before the first token: tanh(W summary + b) for each part of each layer (Cho et al. 2014)."""
         first = torch.tanh(self.bridge(memory.summary)).chunk(len(self.parts), dim=-1)
-        cache = dict(zip(self.parts, first, strict=True))
+        cache, shared = dict(zip(self.parts, first, strict=True)), {}
         if self.attention is not None:
-            cache["projected"] = self.attention.score.project(memory.states)
+            shared["projected"] = self.attention.score.project(memory.states)
             if self.attention.w_c is not None:
                 cache["coverage"] = torch.zeros_like(memory.states[:, :, 0])
         if self.feeding:
             cache["fed"] = torch.zeros_like(first[0])
-        return State(memory, 0, cache)
+        return State(memory, 0, cache, shared)
 
     def forward(self, tokens: Tensor, state: State, taps: Taps | None = None) -> tuple[Tensor, State]:
         """tokens int64 (B, T) -> features, float (B, T, D), and the state after them.
@@ -329,7 +329,7 @@ class RNNDecoder(nn.Module):
         """Context, (B, T, E), and weights, (B, T, S), of queries, (B, T, D), the first of them t after the state."""
         assert self.attention is not None
         coverage = cache.get("coverage")
-        context, weights = self.attention(query, state.memory, cache["projected"], state.length + t, coverage)
+        context, weights = self.attention(query, state.memory, state.shared["projected"], state.length + t, coverage)
         if coverage is not None:
             cache["coverage"] = coverage + weights.sum(1)
         return context, weights

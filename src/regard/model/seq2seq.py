@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from regard.config_model import AnyModelConfig, RNNDecoderConfig
 from regard.data.batches import Batch
@@ -22,6 +23,19 @@ ENCODERS: dict[str, Callable[[Any, Embedding], nn.Module]] = {
 DECODERS: dict[str, Callable[[Any, Embedding, int], RNNDecoder | ConvDecoder | TransformerDecoder]] = {
     "rnn": RNNDecoder, "conv": ConvDecoder, "transformer": TransformerDecoder}
 """The parts of a model by the kind of their settings; a decoder is told the width of the memory that it looks at."""
+ONEDNN, LARGE = "cpu" if torch._C._has_mkldnn else "nowhere", 1 << 18
+"""Where a search's logits are made by oneDNN, which takes AVX-512 also where torch's own choice does not, and from how
+many numbers of the output table on."""
+PACKED: Any = WeakTensorKeyDictionary()
+
+
+def packed(table: Tensor) -> Tensor:
+    """A table in the order in which oneDNN reads it fastest, made anew when the table has changed."""
+    mark = table.data_ptr(), table._version
+    known: tuple[Any, Tensor] | None = PACKED.get(table)
+    if known is None or known[0] != mark:
+        known = PACKED[table] = mark, torch.ops.mkldnn._reorder_linear_weight(table.detach())
+    return known[1]
 
 
 class Seq2Seq(nn.Module):
@@ -75,19 +89,25 @@ class Seq2Seq(nn.Module):
 
     def project(self, features: Tensor) -> Tensor:
         """Features (…, D) -> logits (…, V)."""
-        return nn.functional.linear(features, self.output)
+        exact = features.dtype == self.output.dtype == torch.float32 and features.device.type == ONEDNN
+        if torch.is_grad_enabled() or not exact or self.output.numel() < LARGE:
+            return nn.functional.linear(features, self.output)
+        logits: Tensor = torch.ops.mkldnn._linear_pointwise(features, packed(self.output), None, "none", [], "")
+        return logits
 
     def log_probabilities(self, features: Tensor, source: Tensor) -> Tensor:
         """What follows each position: float32 or wider (B, T, V), nats.
 
         Args:
             features: from the decoder, (B, T, D); one that copies appends its gate and its attention to them.
-            source: int64 (B, S), the tokens that may be copied.
+            source: int64 (B, S), the tokens that may be copied; or of each source once, where it has several rows.
         """
         if self.copies:
-            return mixed_log_probabilities(features, self.output, source)
+            each = source.repeat_interleave(len(features) // len(source), 0)
+            return mixed_log_probabilities(features, self.output, each)
         logits = self.project(features)
-        return torch.log_softmax(logits if logits.dtype == torch.float64 else logits.float(), dim=-1)
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        return torch.log_softmax(logits, dim=-1, out=None if torch.is_grad_enabled() else logits)
 
 
 def build_model(config: AnyModelConfig, source_size: int, target_size: int) -> Seq2Seq:

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from regard.config_model import TransformerSideConfig
 from regard.model.attention import MultiHeadAttention
-from regard.model.layers import Dropout, Embedding, Layers, linear
+from regard.model.layers import Dropout, Embedding, Layers, StochasticDepth, at_depth, linear
 from regard.model.positions import POSITIONS, Order
-from regard.model.state import Memory, State, Taps
+from regard.model.state import Memory, Past, State, Taps, apart
 
 
 def swiglu(x: Tensor) -> Tensor:
@@ -53,11 +53,13 @@ class Residual(nn.Module):
         super().__init__()
         self.norm = NORMS[config.norm_kind](config.width)
         self.dropout = Dropout(config.dropout)
+        self.depth = StochasticDepth(config.stochastic_depth)
         self.before = config.norm == "pre"
 
     def forward(self, x: Tensor, part: Callable[[Tensor], Tensor]) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
-        y: Tensor = x + self.dropout(part(self.norm(x))) if self.before else self.norm(x + self.dropout(part(x)))
+        branch = self.depth(self.dropout(part(self.norm(x) if self.before else x)))
+        y: Tensor = x + branch if self.before else self.norm(x + branch)
         return y
 
 
@@ -97,30 +99,27 @@ class DecoderLayer(nn.Module):
         self.feedforward_residual = Residual(config)
 
     def forward(
-        self, x: Tensor, state: State, past: Tensor | None, order: Order, index: int, taps: Taps | None
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """(B, T, D) -> (B, T, D), and the keys and values, (B, K, …), of this layer's past for the next step."""
-        cache: dict[str, Tensor] = {}
+        self, x: Tensor, state: State, past: Past, mask: Tensor | None, order: Order, index: int, taps: Taps | None
+    ) -> Tensor:
+        """(N, K T, D) -> (N, K T, D); keys and values are put into `past`, and the mask is for these."""
 
         def attention(x: Tensor) -> Tensor:
             keys, values = self.attention.project(x)
             query, keys = order.rotate(self.attention.ask(x)), order.rotate(keys)
-            for kind, new in (("keys", keys), ("values", values)):
-                old = state.cache.get(f"{index}.{kind}")
-                cache[f"{index}.{kind}"] = new if old is None else torch.cat([old, new], dim=2)
-            keys, values = cache[f"{index}.keys"], cache[f"{index}.values"]
-            attended = self.attention(query, keys, values, past, order.bias, taps is not None)
+            keys, values = past.put(f"{index}.keys", keys), past.put(f"{index}.values", values)
+            attended = self.attention(query, keys, values, mask, order.bias, taps is not None)
             return tapped(attended, f"decoder.{index}", taps)
 
         def cross(x: Tensor) -> Tensor:
-            keys, values = state.cache[f"{index}.memory_keys"], state.cache[f"{index}.memory_values"]
+            keys, values = state.shared[f"{index}.keys"], state.shared[f"{index}.values"]
             mask = state.memory.mask[:, None, None, :]
             attended = self.cross(self.cross.ask(x), keys, values, mask, None, taps is not None)
             return tapped(attended, f"cross.{index}", taps)
 
         x = self.attention_residual(x, attention)
         x = self.cross_residual(x, cross)
-        return self.feedforward_residual(x, self.feedforward), cache
+        y: Tensor = self.feedforward_residual(x, self.feedforward)
+        return y
 
 
 def attention_of(config: TransformerSideConfig, memory_width: int | None = None) -> MultiHeadAttention:
@@ -149,7 +148,7 @@ class TransformerEncoder(nn.Module):
         self.embedding = embedding
         self.positions = POSITIONS[config.positions](config, False)
         self.dropout = Dropout(config.dropout)
-        self.layers = Layers[EncoderLayer](EncoderLayer(config) for _ in range(config.layers))
+        self.layers = Layers[EncoderLayer](EncoderLayer(at_depth(config, index)) for index in range(config.layers))
         self.norm = NORMS[config.norm_kind](config.width) if config.norm == "pre" else nn.Identity()
 
     def forward(self, source: Tensor, mask: Tensor, taps: Taps | None = None) -> Memory:
@@ -177,28 +176,31 @@ class TransformerDecoder(nn.Module):
         self.embedding = embedding
         self.positions = POSITIONS[config.positions](config, True)
         self.dropout = Dropout(config.dropout)
-        self.layers = Layers[DecoderLayer](DecoderLayer(config, memory_width) for _ in range(config.layers))
+        self.layers = Layers[DecoderLayer](
+            DecoderLayer(at_depth(config, index), memory_width) for index in range(config.layers))
         self.norm = NORMS[config.norm_kind](config.width) if config.norm == "pre" else nn.Identity()
 
     def start(self, memory: Memory) -> State:
         """The state before the first token: each layer's keys and values of the source, computed once."""
-        cache: dict[str, Tensor] = {}
+        shared: dict[str, Tensor] = {}
         for index, layer in enumerate(self.layers):
             keys, values = layer.cross.project(memory.states)
-            cache |= {f"{index}.memory_keys": keys, f"{index}.memory_values": values}
-        return State(memory, 0, cache)
+            shared |= {f"{index}.keys": keys, f"{index}.values": values}
+        return State(memory, 0, {}, shared, Past(memory.source[:, :0]))
 
     def forward(self, tokens: Tensor, state: State, taps: Taps | None = None) -> tuple[Tensor, State]:
         """tokens int64 (B, T) -> features, float (B, T, D), and the state after them."""
-        length = tokens.shape[1]
+        assert state.past is not None
+        (rows, length), beam = tokens.shape, state.beam
         x = self.dropout(self.positions(self.embedding(tokens), state.length))
-        order = self.positions.order(x, state.length)
-        past = None  # one token may see everything that is held; several must not see each other's future
-        if length > 1:
-            held = torch.ones(length, state.length + length, dtype=torch.bool, device=tokens.device)
-            past = held.tril(diagonal=state.length)
-        cache: dict[str, Tensor] = {}
+        order, past = self.positions.order(x, state.length, beam), state.past.grow(length, beam)
+        mask, bias = past.hidden(length, beam, order.bias)
+        order = order._replace(bias=bias)
+        x = x.view(rows // beam, beam * length, x.shape[-1])
         for index, layer in enumerate(self.layers):
-            x, new = layer(x, state, past, order, index, taps)
-            cache |= new
-        return self.norm(x), state.advance(length, cache)
+            x = layer(x, state, past, mask, order, index, taps)
+        if taps is not None:
+            for index in range(len(self.layers)):
+                taps[f"decoder.{index}"] = past.seen(taps[f"decoder.{index}"], beam)
+                taps[f"cross.{index}"] = apart(taps[f"cross.{index}"], beam)
+        return self.norm(x).view(rows, length, x.shape[-1]), state.advance(length, {}, past)
