@@ -11,9 +11,9 @@ import regard
 
 PARAMETERS = {
     "attend": ["query", "keys", "values", "score", "mask"],
-    "load": ["path", "checkpoint", "device"],
+    "load": ["path", "checkpoint", "device", "engine", "precision"],
     "read_config": ["path", "overrides"],
-    "train": ["config", "out", "fresh", "force", "quiet"],
+    "train": ["config", "out", "fresh", "force", "quiet", "reporter"],
     "Translation": ["text", "score", "log_probability", "tokens", "alternatives", "problem", "parts",
                     "log_probabilities", "entropies", "tree"],
     "Translator.translate": ["self", "lines", "asked"],

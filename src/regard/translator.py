@@ -4,7 +4,8 @@
     translator.translate("A dog runs.").text
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from itertools import islice, repeat
 from pathlib import Path
@@ -15,17 +16,17 @@ from torch import Tensor
 
 from regard.config import Config
 from regard.config_model import RNNDecoderConfig, TransformerConfig
-from regard.data.batches import Batch, by_length
+from regard.data.batches import Batch
 from regard.decode.ensemble import Ensemble, attention_of
 from regard.decode.options import Asked, Options
 from regard.decode.search import Demands, Hypothesis, Node, forced, limits_of, search
-from regard.errors import ConfigError, DataError
+from regard.engines.engine import Engine, Found, Job, Torch
+from regard.engines.opening import open_engines
+from regard.errors import ConfigError, DataError, RegardError
 from regard.look.trace import Trace
-from regard.model.seq2seq import Seq2Seq, build_model
+from regard.model.seq2seq import Seq2Seq
 from regard.model.state import Taps
 from regard.text.tokenizer import EOS, SPECIALS, UNK, Tokenizer, Tokenizers
-from regard.training import checkpoint as checkpoints
-from regard.training.run import Run
 
 WINDOWS = (64, 4096)
 """Lines that `stream` reads ahead, to sort them by length: few at first, so that output begins soon, then ever more."""
@@ -61,49 +62,30 @@ class Translation:
     tree: list[dict[str, Any]] | None = None
 
 
-def load(path: str | Path | Sequence[str | Path], checkpoint: str = "best", device: str = "cpu") -> "Translator":
+def load(path: str | Path | Sequence[str | Path], checkpoint: str = "best", device: str = "cpu",
+         engine: str | None = None, precision: str | None = None) -> "Translator":
     """Open a run for translation, or several as an ensemble: at each step, the mean of their probabilities.
 
     Args:
-        path: the run's folder, or a list of folders of runs that share their vocabularies; the first one's [decode]
-            holds the defaults.
+        path: the run's folder, or what `regard export` made of it; or a list of folders of runs that share their
+            vocabularies; the first one's [decode] holds the defaults.
         checkpoint: "best" by its validation score, "last", "average", "step-00001000", or a checkpoint's path.
-        device: "cpu", or "cuda".
+        device: "cpu", "cuda", or "auto": a GPU where there is one, but for ctranslate2.
+        engine: "torch", which does everything; "ctranslate2", which does greedy and beam search with Transformers and
+            is faster on a processor; "auto", for each call the fastest that can do what it asks (`Translator.taken`
+            tells which). None: torch for a run, and what an exported folder was exported for.
+        precision: "float32", "bfloat16" or "int8", of weights and products. None: float32, or that of the export.
 
     Raises:
         RunError: there is no such run, or no such checkpoint.
         CheckpointError: the checkpoint is damaged, or does not fit the run's config.
-        ConfigError: models that do not fit together, with all reasons.
+        ConfigError: models that do not fit together, or what the engine named cannot do, with all reasons.
+        MissingExtra: the engine named is not installed.
     """
-    runs = [Run.open(each) for each in ([path] if isinstance(path, str | Path) else path)]
-    if not runs:
-        raise ConfigError("load: expected a run's folder, or several, and got none")
-    tokenizers = [Tokenizers.load(run.folder / "tokenizer") for run in runs]
-    if misfits := [misfit for run, own in zip(runs, tokenizers, strict=True)
-                   for misfit in _misfits(run, own, runs[0], tokenizers[0])]:
-        raise ConfigError("\n".join(misfits))
-    models = []
-    for run, own in zip(runs, tokenizers, strict=True):
-        chosen = run.find(checkpoint)
-        model = build_model(run.config.model, own.source.size, own.target.size)
-        checkpoints.put_weights(model, checkpoints.load(chosen).model, chosen)
-        models.append(model.to(device))
-    joint = models[0] if len(models) == 1 else Ensemble(models)
-    return Translator(joint, tokenizers[0], runs[0].config, [run.config for run in runs[1:]])
-
-
-def _misfits(run: Run, own: Tokenizers, first: Run, others: Tokenizers) -> Iterator[str]:
-    """Why a model cannot answer together with the first one."""
-    for side, mine, theirs in zip(("source", "target"), own, others, strict=True):
-        if (mine.kind, mine.vocabulary) != (theirs.kind, theirs.vocabulary):
-            yield (f"{run.folder} cannot answer as one with {first.folder}: the {side} vocabularies differ "
-                   f"({mine.kind} of {mine.size:,}, {theirs.kind} of {theirs.size:,}). Train both with one tokenizer")
-    settings = first.config.decode
-    for side, longest, needed in (("encoder", run.config.model.encoder.longest, settings.max_source_tokens + 1),
-                                  ("decoder", run.config.model.decoder.longest, settings.max_length)):
-        if longest is not None and longest < needed:
-            yield (f"{run.folder} cannot answer as one with {first.folder}: its {side} has max_positions = {longest}, "
-                   f"and the [decode] of the first needs {needed}. Name the run with fewer positions first")
+    paths = [Path(each) for each in ([path] if isinstance(path, str | Path) else path)]
+    opened = open_engines(paths, checkpoint, device, engine, precision)
+    return Translator(opened.own, opened.tokenizers, opened.configs[0], opened.configs[1:], opened.engines,
+                      opened.against)
 
 
 class Task(NamedTuple):
@@ -152,18 +134,37 @@ class Translator:
     """A trained model with its tokenizers.
 
     Args:
-        model: with its weights, on its device.
+        model: with its weights, on its device, or as an engine; None where a folder was exported without it.
         tokenizers: of source and target.
         config: the run's; its [decode] holds the defaults of `translate`.
         others: of an ensemble, the configs of the other models.
+        engines: that may serve a call, the fastest first; none: torch, with the model.
+        against: why no faster one is among them.
+
+    Attributes:
+        taken: which engine took the last call, such as "ctranslate2, float32", and in brackets why no faster one did.
     """
 
-    def __init__(self, model: Seq2Seq | Ensemble, tokenizers: Tokenizers, config: Config,
-                 others: Sequence[Config] = ()):
-        self.model = model.eval()
+    def __init__(self, model: Seq2Seq | Ensemble | Torch | None, tokenizers: Tokenizers, config: Config,
+                 others: Sequence[Config] = (), engines: Sequence[Engine] = (), against: Sequence[str] = ()):
         self.tokenizers, self.config = tokenizers, config
         self.configs = [config, *others]
-        self.device = next(model.parameters()).device
+        self._own = Torch(model) if isinstance(model, Seq2Seq | Ensemble) else model
+        self.engines: list[Engine] = [*engines] or [self._own] if self._own else [*engines]
+        self.against, self.taken = list(against), ""
+
+    @property
+    def model(self) -> Seq2Seq | Ensemble:
+        """The model in torch, in eval mode; raises ConfigError where a folder was exported without it."""
+        if self._own is None:
+            raise ConfigError("this folder was exported for another engine, which shows nothing of its inside: load "
+                              "the run that it was made from")
+        return self._own.model
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.model.parameters()).device
 
     @overload
     def translate(  # type: ignore[overload-overlap]  # a str is a Sequence[str] too; it counts as one text
@@ -203,9 +204,10 @@ class Translator:
         obstacles = _obstacles(everywhere, self._target_ids([everywhere.prefix, *everywhere.force]), ban)
         if reasons := [*(f'ban: "{phrase}" holds no token' for phrase, ids in ban.items() if not ids), *obstacles]:
             raise ConfigError("\n".join(reasons))
-        tasks, size = tasks_of(lines, prefix, force), WINDOWS[0]
+        engine = self._engine(options, {name for name in ("prefix", "force") if given.get(name) not in (None, "")})
+        tasks, size = tasks_of(lines, prefix, force), WINDOWS[isinstance(lines, list | tuple)]
         while window := list(islice(tasks, size)):
-            yield from self._window(window, options, ban)
+            yield from self._window(engine, window, options, ban)
             size = min(2 * size, WINDOWS[1])
 
     def score(self, sources: Sequence[str], targets: Sequence[str]) -> list[float]:
@@ -222,13 +224,8 @@ class Translator:
             if len(ids) > longest:
                 raise DataError(f"source {number:,} has {len(ids):,} tokens, over the {longest:,} that [decode] "
                                 "max_source_tokens allows; nothing was scored")
-        totals = [0.0] * len(sources)
-        lengths = [max(len(source), len(target)) + 1 for source, target in zip(source_ids, target_ids, strict=True)]
-        for rows in by_length(lengths, self.config.decode.batch_tokens):
-            batch = Batch.of([source_ids[row] for row in rows], [target_ids[row] for row in rows]).to(self.device)
-            for row, total in zip(rows, forced(self.model, batch).double().sum(1).tolist(), strict=True):
-                totals[row] = total
-        return totals
+        found = self.engines[-1].forced(source_ids, target_ids, self.config.decode.batch_tokens)
+        return [math.fsum(values) for values in found]
 
     def look(self, source: str, target: str | None = None, beam: int | None = None) -> Trace:
         """Where the model looks: the attention of every token of an output, also of one found by beam search.
@@ -279,16 +276,36 @@ class Translator:
         targets = [ids[:-1] if ids[-1:] == [EOS] else ids for ids in outputs]
         return forced(self.model, Batch.of([source] * len(targets), targets).to(self.device), taps)
 
-    def _window(self, tasks: Sequence[Task], options: Options, ban: Mapping[str, list[int]]) -> list[Translation]:
+    def _engine(self, options: Options, asked: Set[str]) -> Engine:
+        """The first engine that can do what a call asks, made ready."""
+        against = list(self.against)
+        for engine in self.engines:
+            why, last = list(engine.refusals(options, asked)), engine is self.engines[-1]
+            if why and last:
+                raise ConfigError("\n".join(f"{engine.name} cannot do what was asked: {reason}" for reason in why))
+            try:
+                if not why:
+                    engine.open()
+                    self.taken = f"{engine.name}, {engine.precision}" + f" ({'; '.join(against)})" * bool(against)
+                    return engine
+            except RegardError as error:
+                if last:
+                    raise
+                why = [str(error)]
+            against += [f"{engine.name}: {reason}" for reason in why]
+        raise AssertionError("a translator has an engine")
+
+    def _window(self, engine: Engine, tasks: Sequence[Task], options: Options,
+                ban: Mapping[str, list[int]]) -> list[Translation]:
         """Translate some texts, longest first, and give them back in their order."""
         read = self._read(tasks, options, ban)
         results = [Translation("", problem=each if isinstance(each, str) else None) for each in read]
-        ready = [(row, each) for row, each in enumerate(read) if not isinstance(each, str) and each.source]
-        budget = max(1, options.batch_tokens // (options.nbest if options.sample else options.beam))
-        for places in by_length([len(ids.source) + 1 for _, ids in ready], budget, options.batch_sentences):
-            rows, ids = zip(*(ready[place] for place in places), strict=True)
-            for row, found in zip(rows, self._batch([tasks[row] for row in rows], ids, options, ban), strict=True):
-                results[row] = found
+        rows = [row for row, each in enumerate(read) if not isinstance(each, str) and each.source]
+        jobs = [Job(tasks[row].number, *read[row]) for row in rows]
+        for found in engine.search(jobs, options, ban):
+            chosen = [tasks[rows[place]] for place in found.places]
+            for place, one in zip(found.places, self._translations(chosen, jobs, found, options), strict=True):
+                results[rows[place]] = one
         return results
 
     def _read(self, tasks: Sequence[Task], options: Options, ban: Mapping[str, list[int]]) -> list[Ids | str]:
@@ -311,33 +328,31 @@ class Translator:
             read.append("; ".join(problems) or Ids(source, prefix, [target[phrase] for phrase in task.force]))
         return read
 
-    def _batch(self, tasks: Sequence[Task], ids: Sequence[Ids], options: Options,
-               ban: Mapping[str, list[int]]) -> Iterator[Translation]:
-        """Translate one batch."""
-        demands = Demands(
-            options.outputs, [task.number for task in tasks], [each.prefix for each in ids],
-            [each.force for each in ids], list(ban.values()), options.token_scores)
-        trees: list[list[Node]] | None = [] if options.tree else None
-        batch = Batch.of([each.source for each in ids]).to(self.device)
-        found = search(self.model, batch, options, demands, trees)
-        for row, (task, hypotheses) in enumerate(zip(tasks, found, strict=True)):
-            texts = self._texts(task, hypotheses, options)
-            several = [self._translation(*each) for each in zip(hypotheses, texts, strict=True)]
+    def _translations(self, tasks: Sequence[Task], jobs: Sequence[Job], found: Found,
+                      options: Options) -> Iterator[Translation]:
+        """What was found of some tasks, for people."""
+        outputs = [each[: options.outputs] for each in found.hypotheses]
+        texts = iter(self._texts(tasks, outputs, options))
+        for row, (place, hypotheses) in enumerate(zip(found.places, outputs, strict=True)):
+            several = [self._translation(one, next(texts)) for one in hypotheses]
             if not options.sample:  # of equal texts, the first alone, which is the best
-                several = [each for place, each in enumerate(several) if each.text not in texts[:place]]
+                seen = [one.text for one in several]
+                several = [one for rank, one in enumerate(several) if one.text not in seen[:rank]]
             if not several:
-                longest = limits_of(options).between(len(ids[row].source) + 1)[1]
+                longest = limits_of(options).between(len(jobs[place].source) + 1)[1]
                 several = [Translation("", problem=f"no output of at most {longest:,} tokens was found that keeps all "
                                        "rules: loosen one of them, or use a wider beam")]
-            tree = self._tree(trees[row]) if trees else None
+            tree = self._tree(found.trees[row]) if found.trees else None
             yield replace(several[0], alternatives=several[1 : options.nbest], tree=tree)
 
-    def _texts(self, task: Task, hypotheses: Sequence[Hypothesis], options: Options) -> list[str]:
-        """The text of each hypothesis."""
-        tokenizer = self.tokenizers.target
-        if options.replace_unknown and any(UNK in one.tokens for one in hypotheses):
-            return [self._filled(task.text, one.tokens) for one in hypotheses]
-        return tokenizer.decode([one.tokens for one in hypotheses])
+    def _texts(self, tasks: Sequence[Task], outputs: Sequence[Sequence[Hypothesis]], options: Options) -> list[str]:
+        """The text of each hypothesis of each task, in a row."""
+        texts = self.tokenizers.target.decode([one.tokens for each in outputs for one in each])
+        if options.replace_unknown:
+            pairs = [(task.text, one.tokens) for task, each in zip(tasks, outputs, strict=True) for one in each]
+            texts = [self._filled(source, ids) if UNK in ids else text
+                     for (source, ids), text in zip(pairs, texts, strict=True)]
+        return texts
 
     def _translation(self, one: Hypothesis, text: str) -> Translation:
         """A hypothesis for people."""
@@ -353,8 +368,6 @@ class Translator:
 
     def _filled(self, source: str, ids: Sequence[int]) -> str:
         """An output's text with the source token that each <unk> looked at most (Luong et al. 2015b) in its place."""
-        if UNK not in ids:
-            return self.tokenizers.target.decode([ids])[0]
         tokens, taps = self.tokenizers.source.tokens(source), Taps()
         self._forced(tokens.ids, [ids], taps)
         attention = attention_of(taps)

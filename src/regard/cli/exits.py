@@ -1,6 +1,7 @@
 """Exceptions to messages and exit codes: the one place where that happens.
 
     0     done
+    1     `regard verify` has found a fault, and told it
     2     a mistake of the user, a missing file, a full disk: one message on stderr, no traceback
     130   interrupted by Ctrl-C          143   interrupted by SIGTERM, after saving
     141   whoever read our output stopped reading, as `| head` does; nothing is said

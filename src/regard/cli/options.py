@@ -34,6 +34,10 @@ Settings = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Checkpoint = Annotated[str, _in(SPEED, "NAME", "best, last, average, a name such as step-00001000, or a path.")]
 Device = Annotated[str, _in(SPEED, "NAME", "cpu, cuda, or auto: a GPU where there is one.")]
+Engine = Annotated[str, _in(SPEED, "NAME", "torch: everything. ctranslate2: Transformers, greedy and beam search, "
+                                      "fastest on a CPU. auto: for what is asked, the fastest that can do it.")]
+Precision = Annotated[str | None, _in(SPEED, "NAME", "float32, bfloat16 or int8, as the engine has it. Default: "
+                                      "float32, or that of an exported model.")]
 BatchTokens = Annotated[int | None, _in(SPEED, "N", "Padded source tokens x beam of one batch.")]
 BatchSentences = Annotated[int | None, _in(SPEED, "N", "At most so many lines in one batch.")]
 
@@ -95,11 +99,12 @@ class Panels(TyperCommand):
                 formatter.write_dl(records)
 
 
-def open_translator(run: Path | Sequence[Path], checkpoint: str, device: str) -> "Translator":
+def open_translator(run: Path | Sequence[Path], checkpoint: str, device: str, engine: str | None = None,
+                    precision: str | None = None) -> "Translator":
     """Open a run, or several as an ensemble, for translation, on the device that --device names.
 
     Raises:
-        ConfigError: there is no such device, or the runs do not fit together.
+        ConfigError: there is no such device, the runs do not fit together, or the engine cannot serve them.
         RunError: there is no such run or checkpoint, or it is damaged.
     """
     import torch
@@ -110,6 +115,4 @@ def open_translator(run: Path | Sequence[Path], checkpoint: str, device: str) ->
         raise ConfigError(f"--device {device}: expected auto, cpu or cuda")
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("--device cuda: torch sees no GPU here. Use --device cpu, or install a torch with CUDA")
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    return load(run, checkpoint, device)
+    return load(run, checkpoint, device, engine, precision)

@@ -60,19 +60,22 @@ def results(path: Path | None) -> Iterator[BinaryIO]:
 
 
 @contextmanager
-def progress(doing: str, total: int | None = None, *, drawn: bool = True) -> Iterator[Callable[[], None]]:
+def progress(
+    doing: str, total: int | None = None, *, drawn: bool = True, unit: str = "lines"
+) -> Iterator[Callable[[], None]]:
     """Progress on standard error: a bar on a terminal, else a plain line now and then.
 
     Args:
         doing: what is being done, such as "translating".
         total: how many lines there are, if that is known.
         drawn: False where a bar would stand between results on the same terminal.
+        unit: of what there are so many, if not lines.
 
     Returns:
         What to call after each line.
     """
     if not sys.stderr.isatty():
-        yield _plain_progress(doing, total)
+        yield _plain_progress(doing, total, unit)
         return
     if not drawn:
         yield lambda: None
@@ -80,13 +83,13 @@ def progress(doing: str, total: int | None = None, *, drawn: bool = True) -> Ite
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("lines"), TimeElapsedColumn())
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn(unit), TimeElapsedColumn())
     with Progress(TextColumn(doing), *columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(doing, total=total)
         yield lambda: bar.advance(task)
 
 
-def _plain_progress(doing: str, total: int | None) -> Callable[[], None]:
+def _plain_progress(doing: str, total: int | None, unit: str) -> Callable[[], None]:
     """A line every so many seconds, for logs."""
     done, spoke = 0, time.monotonic()
 
@@ -95,6 +98,6 @@ def _plain_progress(doing: str, total: int | None) -> Callable[[], None]:
         done += 1
         if time.monotonic() - spoke >= QUIET_SECONDS:
             spoke = time.monotonic()
-            say(f"{doing}: {done:,}{f' of {total:,}' if total else ''} lines")
+            say(f"{doing}: {done:,}{f' of {total:,}' if total else ''} {unit}")
 
     return advance

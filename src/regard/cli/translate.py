@@ -35,8 +35,8 @@ def translate(
     prefix: asks.Prefix = None, prefix_file: asks.PrefixFile = None, force: asks.Force = None,
     force_file: asks.ForceFile = None, ban: asks.Ban = None, no_repeat_ngram: asks.NoRepeat = None,
     replace_unknown: asks.ReplaceUnknown = None,
-    checkpoint: Checkpoint = "best", device: Device = "auto", batch_tokens: asks.BatchTokens = None,
-    batch_sentences: asks.BatchSentences = None,
+    engine: asks.Engine = "auto", precision: asks.Precision = None, checkpoint: Checkpoint = "best",
+    device: Device = "auto", batch_tokens: asks.BatchTokens = None, batch_sentences: asks.BatchSentences = None,
 ) -> None:
     """Translate text, one line out for each line in.
 
@@ -44,6 +44,9 @@ def translate(
     standard error tells its number and why. FILE of --output is written under another name and appears, whole, when all
     is done. With --nbest 2 and more, each translation is a line of its own: line number, score and text, with tabs
     between. Several RUNs that share their vocabularies answer as one, by the mean of their probabilities.
+
+    The engine ctranslate2 (an extra) converts a run once, checks that it translates as the run does, and keeps that in
+    RUN/engines. Standard error tells which engine it was. RUN may be what `regard export` made.
 
     What is not said here, the [decode] of the first RUN says. A phrase counts as the tokenizer writes it; a line whose
     prefix or phrases cannot be had comes out empty, with its reason.
@@ -54,12 +57,13 @@ def translate(
       regard translate runs/en-de --input test.en --output test.de --beam 5
       regard translate runs/en-de runs/en-de-2 --nbest 5 --json < test.en
       regard translate runs/en-de --sample --top-p 0.9 --seed 7 < test.en
+      regard translate runs/en-de --engine ctranslate2 --precision int8 < test.en
       regard translate runs/en-de --prefix "Ein" --force "Hund" --ban "Katze" < test.en
     """
     from regard.text.corpus import read_lines
 
     _refuse(prefix, prefix_file, force, force_file, token_scores, tree, as_json)
-    translator = open_translator(runs, checkpoint, device)
+    translator = open_translator(runs, checkpoint, device, engine, precision)
     unreadable: dict[int, str] = {}
     put = _put_json if as_json else _put_nbest if (nbest or 1) > 1 else _put_text
     drawn = output is not None or not sys.stdout.isatty()
@@ -76,7 +80,7 @@ def translate(
             token_scores=token_scores or None, tree=tree or None,
             batch_tokens=batch_tokens, batch_sentences=batch_sentences)
         done, failed = _write(translations, unreadable, out, put, advance)
-    say(_summary(done, failed, time.monotonic() - started))
+    say(_summary(done, failed, time.monotonic() - started, translator.taken))
 
 
 def _write(translations: Iterator["Translation"], unreadable: dict[int, str], out: BinaryIO, put: Put,
@@ -211,8 +215,8 @@ def _put(out: BinaryIO, line: str) -> None:
     out.flush()
 
 
-def _summary(done: int, failed: int, seconds: float) -> str:
-    """Such as "translated 1,000 lines in 5.1 s (196 a second); 2 could not be translated"."""
+def _summary(done: int, failed: int, seconds: float, taken: str) -> str:
+    """Such as "translated 1,000 lines in 5.1 s (196 a second); 2 could not be translated; engine torch, float32"."""
     rate = f" ({done / seconds:,.0f} a second)" if done > seconds else ""
     bad = f"; {failed:,} could not be translated" if failed else ""
-    return f"translated {done:,} line{'' if done == 1 else 's'} in {seconds:.1f} s{rate}{bad}"
+    return f"translated {done:,} line{'' if done == 1 else 's'} in {seconds:.1f} s{rate}{bad}; engine {taken}"
