@@ -1,11 +1,13 @@
 """What the benchmarks of training speed share: plain models, whole updates, and turns in blocks."""
 
 import math
+import multiprocessing
 import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +20,7 @@ from regard.model.seq2seq import Seq2Seq
 from regard.text.tokenizer import PAD
 from regard.training.objective import loss_of
 from regard.training.optimizer import make_optimizer
-from regard.training.precision import matrix_products
+from regard.training.precision import matrix_products, tune_memory
 
 SMOOTHING = 0.1
 
@@ -80,7 +82,7 @@ class PlainTransformer(Plain):
 
 @dataclass(frozen=True)
 class Contestant:
-    """A model in training, and how exactly it multiplies ("float32" or "fast").
+    """A model in training, and what it multiplies in ("float32" or "bfloat16").
 
     Attributes:
         loss: of a batch, per real target token.
@@ -94,6 +96,7 @@ class Contestant:
     @classmethod
     def ours(cls, model: Seq2Seq, settings: TrainConfig, precision: str) -> "Contestant":
         """A model of Regard's, trained as Regard does."""
+        tune_memory()
         return cls(model, lambda batch: loss_of(model, batch, SMOOTHING)[0] / batch.tokens,
                    make_optimizer(model, settings), precision)
 
@@ -104,8 +107,9 @@ class Contestant:
 
     def update(self, batch: Batch) -> None:
         """One whole update: forward, loss, backward, clip, optimizer step."""
-        with matrix_products(self.precision):
-            self.loss(batch).backward()  # type: ignore[no-untyped-call]
+        with matrix_products(self.precision, torch.device("cpu")):
+            loss = self.loss(batch)
+        loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -115,7 +119,7 @@ class Contestant:
         start = time.perf_counter()
         for batch in batches:
             self.update(batch)
-        return sum(batch.tokens for batch in batches) / (time.perf_counter() - start)
+        return sum(batch.tokens for batch in batches) / max(time.perf_counter() - start, 1e-9)
 
 
 def batches_of(corpus: Corpus, batch_tokens: int, count: int) -> list[Batch]:
@@ -125,9 +129,23 @@ def batches_of(corpus: Corpus, batch_tokens: int, count: int) -> list[Batch]:
     return [order.update(epoch, position)[0] for epoch, position in places]
 
 
-def take_turns(contestants: Mapping[str, Contestant], batches: Sequence[Batch], rounds: int, block: int,
+Make = Callable[[], Contestant]
+"""What makes a contestant, in the process that it is timed in."""
+
+
+def serve(pipe: Connection, make: Make, batches: Sequence[Batch]) -> None:
+    """Answer each pair (first, last) with the speed over those batches, until None comes."""
+    torch.manual_seed(1)
+    contestant = make()
+    while (block := pipe.recv()) is not None:
+        pipe.send(contestant.speed(batches[slice(*block)]))
+
+
+def take_turns(contestants: Mapping[str, Make], batches: Sequence[Batch], rounds: int, block: int,
                title: str = "") -> dict[str, list[float]]:
     """Tokens per second of each block of updates, for each contestant.
+
+    Each lives in a process of its own, with the memory settings that its users have.
 
     Args:
         contestants: by name; they take turns, a block each.
@@ -137,14 +155,22 @@ def take_turns(contestants: Mapping[str, Contestant], batches: Sequence[Batch], 
         title: begins each line of progress.
     """
     speeds: dict[str, list[float]] = {name: [] for name in contestants}
+    forks = multiprocessing.get_context("fork")  # the batches are there already, and no thread is
+    pipes = {}
+    for name, make in contestants.items():
+        pipes[name], theirs = forks.Pipe()
+        forks.Process(target=serve, args=(theirs, make, batches), daemon=True).start()
+        theirs.close()
     warmup = len(batches) - rounds * block
     for number in range(rounds + 1):
-        first, last = (0, warmup) if number == 0 else (warmup + (number - 1) * block, warmup + number * block)
-        for name, contestant in contestants.items():
-            speed = contestant.speed(batches[first:last])
+        for name, pipe in pipes.items():
+            pipe.send((0, warmup) if number == 0 else (warmup + (number - 1) * block, warmup + number * block))
+            speed = pipe.recv()
             if number:
                 speeds[name].append(speed)
                 print(f"{title}round {number}/{rounds}  {name:<7} {speed:>8,.0f} tokens/s", file=sys.stderr)
+    for pipe in pipes.values():
+        pipe.send(None)
     return speeds
 
 

@@ -20,6 +20,7 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,7 +35,7 @@ from regard.data.batches import Batch
 from regard.data.shards import Prepared, prepare
 from regard.errors import RegardError
 from regard.model.seq2seq import build_model
-from regard.training.precision import chosen, measured
+from regard.training.precision import chosen
 
 DROPOUT, WIDTH = 0.3, 256
 LAYERS, KERNEL, LONGEST = 4, 3, 257
@@ -281,17 +282,17 @@ def parameters(model: nn.Module) -> int:
 
 def measure(name: str, config: Config, size: int, batches: Sequence[Batch], rounds: int, block: int) -> dict[str, Any]:
     """What is found out about a family, as numbers of a JSON object."""
-    torch.manual_seed(1)
-    plain = FAMILIES[name].plain(size)
-    precisions = {"regard": chosen(config.train, torch.device("cpu")), "float32": "float32"}
-    models = {ours: build_model(config.model, size, size) for ours in precisions}
-    contestants = {ours: Contestant.ours(model, config.train, precisions[ours]) for ours, model in models.items()}
-    contestants["plain"] = Contestant.plain(plain, torch.optim.Adam)
+    ours, plain = partial(build_model, config.model, size, size), partial(FAMILIES[name].plain, size)
+    contestants = {
+        "regard": lambda: Contestant.ours(ours(), config.train, chosen(config.train, torch.device("cpu"))[0]),
+        "float32": lambda: Contestant.ours(ours(), config.train, "float32"),
+        "plain": lambda: Contestant.plain(plain(), torch.optim.Adam)}
     speeds = take_turns(contestants, batches, rounds, block, f"{name}: ")
-    found: dict[str, Any] = {"parameters": parameters(models["regard"]), "plain_parameters": parameters(plain)}
+    with torch.device("meta"):
+        found: dict[str, Any] = {"parameters": parameters(ours()), "plain_parameters": parameters(plain())}
     found |= {f"{each}_tokens_per_second": statistics.median(values) for each, values in speeds.items()}
-    for ours, title in (("regard", "ratio"), ("float32", "ratio_float32")):
-        found[title], found[f"{title}_min"], found[f"{title}_max"] = ratios(speeds, ours)
+    for each, title in (("regard", "ratio"), ("float32", "ratio_float32")):
+        found[title], found[f"{title}_min"], found[f"{title}_max"] = ratios(speeds, each)
     return found
 
 
@@ -337,8 +338,7 @@ def main() -> None:
         families = measure_all(options.data, options.only, options.rounds, options.block, options.warmup)
     except RegardError as error:
         raise SystemExit(str(error)) from None
-    cpu = torch.device("cpu")
-    precision = measured(chosen(config_of(FAMILIES["transformer"], options.data).train, cpu), cpu)
+    precision, _ = chosen(config_of(FAMILIES["transformer"], options.data).train, torch.device("cpu"))
     result = {"precision": precision, "threads": torch.get_num_threads(), "torch": torch.__version__,
               "rounds": options.rounds, "block": options.block, "families": families}
     print(json.dumps(result) if options.json else "\n".join(table(families)))

@@ -159,8 +159,10 @@ class Plan:
 def update(model: Seq2Seq, optimizer: torch.optim.Optimizer, order: Order, position: int, config: Config) -> None:
     """One update, as training makes it."""
     batch, = order.update(0, position)
-    with matrix_products(chosen(config.train, torch.device("cpu"))):
-        (loss_of(model, batch, config.train.label_smoothing)[0] / batch.tokens).backward()  # type: ignore[no-untyped-call]
+    device = torch.device("cpu")
+    with matrix_products(chosen(config.train, device)[0], device):
+        loss, _ = loss_of(model, batch, config.train.label_smoothing)
+    (loss / batch.tokens).backward()  # type: ignore[no-untyped-call]
     torch.nn.utils.clip_grad_norm_(model.parameters(), config.train.clip)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)

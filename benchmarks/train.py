@@ -14,6 +14,7 @@ import json
 import statistics
 import tempfile
 import tomllib
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -22,7 +23,7 @@ from common import Contestant, PlainTransformer, batches_of, ratios, take_turns
 from regard.config import Config, TrainConfig, parse_config
 from regard.data.shards import prepare
 from regard.model.seq2seq import build_model
-from regard.training.precision import chosen, measured
+from regard.training.precision import chosen
 
 
 def settings(data: Path) -> Config:
@@ -40,12 +41,11 @@ def measure(config: Config, rounds: int, block: int, warmup: int) -> dict[str, l
         prepared = prepare(config, Path(folder))
         batches = batches_of(prepared.train, config.train.batch_tokens, warmup + rounds * block)
     size = prepared.tokenizers.target.size
-    torch.manual_seed(1)
-    precisions = {"regard": chosen(config.train, torch.device("cpu")), "float32": "float32"}
-    models = {name: build_model(config.model, size, size) for name in precisions}
-    contestants = {name: Contestant.ours(model, config.train, precisions[name]) for name, model in models.items()}
-    contestants["plain"] = Contestant.plain(PlainTransformer(size), torch.optim.AdamW)
-    return take_turns(contestants, batches, rounds, block)
+    ours = partial(build_model, config.model, size, size)
+    return take_turns({
+        "regard": lambda: Contestant.ours(ours(), config.train, chosen(config.train, torch.device("cpu"))[0]),
+        "float32": lambda: Contestant.ours(ours(), config.train, "float32"),
+        "plain": lambda: Contestant.plain(PlainTransformer(size), torch.optim.AdamW)}, batches, rounds, block)
 
 
 def main() -> None:
@@ -63,7 +63,7 @@ def main() -> None:
     ratio, least, most = ratios(speeds, "regard")
     result = {
         **{f"{name}_tokens_per_second": statistics.median(values) for name, values in speeds.items()},
-        "precision": measured(chosen(TrainConfig(), torch.device("cpu")), torch.device("cpu")),
+        "precision": chosen(TrainConfig(), torch.device("cpu"))[0],
         "threads": arguments.threads,
         "torch": torch.__version__,
         "ratio_float32": ratios(speeds, "float32")[0],

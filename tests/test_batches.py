@@ -67,12 +67,25 @@ def test_each_epoch_holds_every_row_once_within_the_budget(pieces):
     longer = np.maximum(corpus.source_lengths, corpus.target_lengths) + 1
     for epoch in range(3):
         updates = [order.rows(epoch, position) for position in range(order.updates(epoch))]
-        assert all(len(update) == pieces for update in updates[:-1]) and 1 <= len(updates[-1]) <= pieces
+        assert all(len(update) == min(pieces, sum(map(len, update))) for update in updates)
         assert sorted(np.concatenate([rows for update in updates for rows in update])) == list(range(len(corpus)))
-        for rows in (rows for update in updates for rows in update):
-            assert len(rows) * longer[rows].max() <= 60 / pieces or len(rows) == 1
+        for position, update in enumerate(updates):
+            rows = np.concatenate(update)
+            assert len(rows) * longer[rows].max() <= 60 or len(rows) == 1
+            assert max(map(len, update)) - min(map(len, update)) <= 1
+            assert order.tokens(epoch, position) == (corpus.target_lengths[rows] + 1).sum()
         padded = sum(len(rows) * longer[rows].max() for update in updates for rows in update)
         assert padded < 1.01 * longer.sum(), "rows of like length belong together"
+
+
+def test_pieces_do_not_change_which_rows_an_update_has():
+    whole, parted = Order(Known(), 60, 1), Order(Known(), 60, 1, 4)
+    assert whole.updates(1) == parted.updates(1)
+    for position in range(whole.updates(1)):
+        rows = parted.rows(1, position)
+        assert np.concatenate(rows).tolist() == whole.rows(1, position)[0].tolist()
+        batches = [batch for first in range(2) for batch in parted.update(1, position, slice(first, None, 2))]
+        assert sorted(batch.source[0, 0].item() - 10 for batch in batches) == sorted(rows[0] for rows in rows)
 
 
 def test_the_order_is_a_function_of_seed_epoch_and_position():

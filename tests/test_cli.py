@@ -25,7 +25,8 @@ from regard.config import parse_config
 from regard.demo import run as demo_run
 from regard.errors import Interrupted
 
-COMMANDS = ["demo", "init", "prepare", "train", "translate", "score", "evaluate", "compare", "look", "info"]
+COMMANDS = ["demo", "init", "prepare", "train", "translate", "score", "evaluate", "compare", "look", "info", "verify",
+            "export"]
 
 CONFIG = """
 [data]
@@ -367,7 +368,7 @@ def test_every_option_of_the_search_reaches_it(run, tmp_path):
     assert "B C" in forced[0]["text"] and "A" in forced[0]["tokens"] and forced[1]["problem"] is None
     (tmp_path / "file").write_text("\nB C\n")
     prefixed = lines_of(run, "--prefix-file", tmp_path / "file")
-    assert prefixed[1]["text"].startswith("B C") and prefixed[0] == lines_of(run)[0]
+    assert prefixed[1]["text"].startswith("B C") and prefixed[0] == lines_of(run, "--engine", "torch")[0]
     assert {len(line["tokens"]) for line in lines_of(run, "--min-length", "5", "--max-length", "5")} <= {4, 5}
     assert all(len(line["tokens"]) <= 2 for line in lines_of(run, "--max-ratio", "0", "--max-extra", "2"))
     assert len(lines_of(run, "--min-ratio", "2.5", "--max-ratio", "3")[0]["tokens"]) >= 9

@@ -29,7 +29,7 @@ def parse(model=RNN, data=DATA, **sections):
 @pytest.mark.parametrize("name", MODELS)
 def test_written_and_read_is_the_same(name, tmp_path):
     config = parse(MODELS[name], DATA | {"root": "text", "test": {"pairs": "ümläut \"quoted\".tsv"}},
-                   train={"learning_rate": 5e-4, "minutes": 1.5})
+                   train={"learning_rate": 5e-4, "minutes": 1.5, "accumulate": "auto", "freeze": ["encoder"]})
     write_config(config, tmp_path / "config.toml")
     assert read_config(tmp_path / "config.toml") == config
 
@@ -100,8 +100,21 @@ FAULTS = {
     "a wrong type": ({"model": RNN | {"width": "wide"}}, "[model]: width = 'wide': input should be a valid integer"),
     "out of range": ({"train": {"steps": 0}}, "[train]: steps = 0: input should be greater than or equal to 1."),
     "dropout of 1": ({"model": RNN | {"dropout": 1.0}}, "[model]: dropout = 1.0: input should be less than 1."),
-    "no choice": ({"train": {"schedule": "linear"}}, "[train]: schedule = 'linear': input should be 'inverse_sqrt', "
-                                                      "'cosine' or 'constant'."),
+    "no choice": ({"train": {"schedule": "linaer"}}, "[train]: schedule = 'linaer': input should be 'inverse_sqrt', "
+                                                      "'cosine', 'linear' or 'constant'."),
+    **{f"pieces: {value!r}": ({"train": {"accumulate": value}}, f"[train]: accumulate = {value!r}: input should be a "
+                              'whole number from 1, or "auto".') for value in (0, 1.5, True, "aut", [2])},
+    **{f"an average of {value}": ({"train": {"ema": value}}, f"[train]: ema = {value}: input should be {wanted}")
+       for value, wanted in ((1.0, "less than 1"), (-0.1, "greater than or equal to 0"))},
+    "an optimizer": ({"train": {"optimizer": "lamb"}}, "optimizer = 'lamb': input should be 'adamw', 'adam', 'sgd' or"),
+    "betas of nobody": ({"train": {"optimizer": "sgd", "betas": [0.9, 0.99]}}, 'my.toml, [train]: betas = (0.9, 0.99) '
+                        'means nothing with optimizer = "sgd": use optimizer = "adamw" or "adam", or leave betas out.'),
+    "momentum of nobody": ({"train": {"momentum": 0.5}}, 'my.toml, [train]: momentum = 0.5 means nothing with '
+                           'optimizer = "adamw": use optimizer = "sgd", or leave momentum out.'),
+    "an end of no end": ({"train": {"final_learning_rate": 0.1}}, "[train]: final_learning_rate = 0.1 means nothing "
+                         'with schedule = "inverse_sqrt": use schedule = "cosine" or "linear", or leave final_lear'),
+    "depth of an RNN": ({"model": RNN | {"stochastic_depth": 0.1}}, '[model]: unknown key "stochastic_depth". It '
+                        'belongs to kind = "conv" and kind = "transformer", and this is kind = "rnn"'),
     "a beta of 1": ({"train": {"betas": [0.9, 1.0]}}, "[train.betas]: 2 = 1.0: input should be less than 1."),
     "one beta": ({"train": {"betas": [0.9]}}, '[train.betas]: "2" is missing.'),
     "infinite": ({"train": {"learning_rate": float("inf")}}, "[train]: learning_rate = inf: input should be a finite"),
@@ -196,6 +209,14 @@ def test_one_table_and_copying_need_one_vocabulary(tokenizer):
 def test_a_loss_of_coverage_needs_coverage():
     with pytest.raises(ConfigError, match=r"coverage_loss = 1.0 means nothing without coverage = true: set it, or le"):
         parse(RNN | {"attention": "after"}, train={"coverage_loss": 1.0})
+
+
+def test_passes_that_are_to_differ_need_something_that_differs():
+    with pytest.raises(ConfigError, match=r"r_drop = 5.0 compares two passes that differ by dropout alone, and there"):
+        parse(TRANSFORMER | {"dropout": 0.0}, train={"r_drop": 5.0})
+    for model in (RNN, TRANSFORMER | {"dropout": 0.0, "stochastic_depth": 0.1}, {
+            "encoder": RNN | {"dropout": 0.0}, "decoder": TRANSFORMER | {"dropout": 0.0, "attention_dropout": 0.1}}):
+        assert parse(model, train={"r_drop": 5.0}).train.r_drop == 5.0
 
 
 def test_several_faults_are_told_at_once():

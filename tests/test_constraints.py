@@ -80,10 +80,11 @@ def test_banks_share_the_beam_evenly_and_the_fullest_comes_first():
     paths = Paths(torch.zeros(4, dtype=torch.int64), torch.ones(4, 2, dtype=torch.int64),
                   torch.tensor([0.0, -1.0, -2.0, -3.0]).double(), met=torch.tensor([[0], [0], [1], [1]]))
     log_p = torch.log_softmax(torch.tensor([[-9.0, -9, 0, 3, 1, 0, 2, -9]]).expand(4, -1), -1)
-    parents, tokens = ConstrainedBeam(4, constraints)(log_p, paths)
+    parents, tokens, found = ConstrainedBeam(4, constraints)(log_p, paths)
     banks = constraints.advance(paths.unit[parents], paths.met[parents], tokens).squeeze(-1)[0].tolist()
     assert banks[:6] == [2, 1, 0, 2, 1, 0]  # one of each bank in turn, as long as it has some
     totals = (paths.totals[parents] + log_p[parents, tokens])[0].tolist()
+    assert found[0].tolist() == totals
     for bank in (0, 1, 2):
         own = [total for total, each in zip(totals, banks, strict=True) if each == bank]
         assert own == sorted(own, reverse=True)

@@ -1,52 +1,58 @@
-"""What training multiplies in, told by what is measured and not by what was asked for."""
+"""What training multiplies in, and that it is so."""
 
 import pytest
 import torch
 
+from conftest import MODELS, make_batch, make_model
 from regard.config import TrainConfig
 from regard.errors import RunError
 from regard.training import precision
-from regard.training.precision import ROUNDINGS, chosen, matrix_products, measured
+from regard.training.objective import loss_of
+from regard.training.precision import chosen, matrix_products
 
 CPU = torch.device("cpu")
 
 
-def rounding(bits):
-    """A product of factors that keep so many bits of their mantissa."""
-    def product(left, right):
-        step = 2 ** (bits + 1)
-        left, right = ((part * step).round() / step * 2.0**power for part, power in map(torch.frexp, (left, right)))
-        return left.double() @ right.double()
-
-    return product
+def hardware(monkeypatch, name):
+    monkeypatch.setattr(precision, "bfloat16_hardware", lambda device: name)
 
 
-@pytest.mark.parametrize("kind, bits", [("float32", 23), ("TF32", 10), ("bfloat16", 7)])
-def test_the_error_tells_the_rounding(kind, bits, monkeypatch):
-    monkeypatch.setattr(torch, "matmul", rounding(bits))
-    assert measured("float32", CPU) == kind
+def test_auto_is_bfloat16_where_hardware_has_it_and_says_why(monkeypatch):
+    hardware(monkeypatch, "AMX")
+    assert chosen(TrainConfig(), CPU) == (
+        "bfloat16", "AMX multiplies it about twice as fast or more; weights stay float32")
+    assert chosen(TrainConfig(precision="float32"), CPU) == ("float32", "as asked")
+    hardware(monkeypatch, None)
+    assert chosen(TrainConfig(), CPU) == ("float32", "nothing here multiplies bfloat16 faster")
 
 
-def test_exact_products_are_exact_whatever_was_set_before():
-    before = torch.get_float32_matmul_precision()
-    with matrix_products("fast"):
-        assert torch.get_float32_matmul_precision() == "medium"
-        assert measured("float32", CPU) == "float32"
-        assert torch.get_float32_matmul_precision() == "medium"
-    assert torch.get_float32_matmul_precision() == before
-
-
-def test_a_wish_that_the_machine_does_not_grant_is_refused(monkeypatch):
-    monkeypatch.setattr(precision, "measured", lambda mode, device: "float32")
-    with pytest.raises(RunError, match=r'"bfloat16", but torch multiplies in float32 on this machine.*Use "auto"'):
+def test_bfloat16_is_refused_where_nothing_multiplies_it_fast(monkeypatch):
+    hardware(monkeypatch, None)
+    with pytest.raises(RunError, match=r'"bfloat16", but this machine multiplies bfloat16 no faster.*Use "auto"'):
         chosen(TrainConfig(precision="bfloat16"), CPU)
-    monkeypatch.setattr(precision, "measured", lambda mode, device: "bfloat16")
-    assert chosen(TrainConfig(precision="bfloat16"), CPU) == "fast"
 
 
-def test_auto_is_what_is_fast(monkeypatch):
-    for fast in (True, False):
-        monkeypatch.setattr(precision, "has_fast_bfloat16", lambda device, fast=fast: fast)
-        assert chosen(TrainConfig(), CPU) == ("fast" if fast else "float32")
-    assert chosen(TrainConfig(precision="float32"), CPU) == "float32"
-    assert list(ROUNDINGS) == ["float32", "TF32", "bfloat16"]
+def test_products_are_rounded_as_they_are_called():
+    left, right = (torch.randn(64, 256, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2))
+    exact = left.double() @ right.double().T
+    for kind, least, most in (("float32", 0.0, 1e-4), ("bfloat16", 1e-2, 1.0)):
+        with matrix_products(kind, CPU):
+            error = float((torch.matmul(left, right.T).double() - exact).abs().max())
+        assert least <= error < most, kind
+
+
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_losses_and_gradients_in_bfloat16_are_near_those_in_float32(name):
+    model, batch = make_model(name).float(), make_batch()
+    found = {}
+    for kind in ("float32", "bfloat16"):
+        with matrix_products(kind, CPU):
+            loss, _ = loss_of(model, batch, 0.1)
+        model.zero_grad()
+        loss.backward()
+        assert loss.dtype == torch.float32 and all(each.grad.dtype == torch.float32 for each in model.parameters())
+        found[kind] = float(loss.detach()), torch.cat([each.grad.flatten() for each in model.parameters()])
+    assert found["bfloat16"][0] == pytest.approx(found["float32"][0], rel=5e-3)
+    assert found["bfloat16"][0] != found["float32"][0]
+    cosine = torch.cosine_similarity(found["bfloat16"][1], found["float32"][1], dim=0)
+    assert float(cosine) > 0.995

@@ -1,21 +1,26 @@
 """A run's folder: what it refuses, which checkpoint is best, what is deleted and what never."""
 
-import json
+
+import errno
+import os
+from pathlib import Path
 
 import pytest
+import torch
 
 from conftest import make_config
 from regard.errors import ConfigError, RunError
-from regard.training.checkpoint import UNFINISHED
-from regard.training.run import Run
+from regard.training import run as module
+from regard.training.checkpoint import REPLACED, UNFINISHED, Checkpoint, save
+from regard.training.loop import train
+from regard.training.run import LOCK, Run
+from regard.translator import load
 
 
-def checkpoint(run, step, score=None, metric="loss"):
+def checkpoint(run, step, score=None, metric="loss", **state):
     """A checkpoint as far as a run looks into it."""
     path = run.step_path(step) if isinstance(step, int) else run.folder / "checkpoints" / step
-    path.mkdir(parents=True)
-    (path / "state.json").write_text(json.dumps({"score": score, "metric": metric}))
-    (path / "manifest.json").write_text("{}")
+    save(path, Checkpoint({"weights": torch.ones(1)}, {}, {"score": score, "metric": metric, **state}))
     return path
 
 
@@ -68,6 +73,83 @@ def test_fresh_deletes_with_force_alone(run):
     assert names(run) == []
 
 
+def test_fresh_deletes_through_links_nothing_that_others_may_use(run, tmp_path):
+    checkpoint(run, 3)
+    (tmp_path / "shards").mkdir()
+    (run.folder / "data").symlink_to(tmp_path / "shards")
+    (run.folder / "checkpoints").rename(tmp_path / "scratch")
+    (run.folder / "checkpoints").symlink_to(tmp_path / "scratch")
+    Run.create(run.folder, run.config, fresh=True, force=True)
+    assert names(run) == [] and (tmp_path / "shards").is_dir() and (run.folder / "data").is_symlink()
+
+
+def test_fresh_does_not_go_on_with_what_it_could_not_delete(run, monkeypatch):
+    checkpoint(run, 3)
+    monkeypatch.setattr(Path, "rename", lambda *given: (_ for _ in ()).throw(OSError(errno.EACCES, "no")))
+    with pytest.raises(RunError, match=r"step-00000003: cannot be deleted: no\."):
+        Run.create(run.folder, run.config, fresh=True, force=True)
+
+
+@pytest.mark.parametrize("left", [[], [LOCK], [LOCK, f"{UNFINISHED}config.toml"]])
+def test_a_folder_in_which_a_kill_left_no_config_yet_is_taken_again(tmp_path, left):
+    for name in left:
+        (tmp_path / name).write_text("")
+    run = Run.create(tmp_path, make_config(tmp_path))
+    assert sorted(path.name for path in run.folder.iterdir()) == sorted({*left[:1], "checkpoints", "config.toml"})
+
+
+def test_what_a_kill_left_is_cleared_away_and_what_it_took_away_put_back(run):
+    saved = checkpoint(run, 3)
+    saved.rename(saved.with_name(f"{REPLACED}{saved.name}"))
+    (run.folder / "checkpoints" / f"{UNFINISHED}step-00000010").mkdir()
+    (run.folder / f"{UNFINISHED}metrics.jsonl").write_text("")
+    Run.create(run.folder, run.config)
+    assert names(run) == ["step-00000003"]
+    assert sorted(path.name for path in run.folder.iterdir()) == ["checkpoints", "config.toml"]
+
+
+def test_the_folder_above_need_not_be_readable(tmp_path, monkeypatch):
+    def flush(path):
+        if path == tmp_path:
+            raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(module, "flush", flush)
+    assert Run.create(tmp_path / "run", make_config(tmp_path)).config_file.is_file()
+
+
+def test_the_config_is_never_half_written(run, tmp_path, monkeypatch):
+    before = run.config_file.read_bytes()
+    monkeypatch.setattr(module, "write_config", lambda config, file: file.write_text("[da"))
+    monkeypatch.setattr(Path, "replace", lambda *given: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        run.write_config()
+    assert run.config_file.read_bytes() == before
+
+
+def test_two_trainings_in_one_folder(run):
+    with Run.locked(run.folder, pytest.fail):
+        with pytest.raises(RunError, match=f"{run.folder}: is in use: process {os.getpid()} on "), Run.locked(
+                run.folder, pytest.fail):
+            pass
+        assert Run.open(run.folder) == run, "it may be read meanwhile"
+
+
+def test_what_trains_is_read_but_not_trained_by_another(corpus, tmp_path):
+    run = train(make_config(corpus, steps=1), tmp_path / "run", quiet=True)
+    with Run.locked(run.folder, pytest.fail):
+        assert load(run.folder).translate("a b").problem is None
+        with pytest.raises(RunError, match=r"run: is in use: process \d+ on "):
+            train(run.config, run.folder, quiet=True, fresh=True, force=True)
+    assert run.checkpoints() and Run.open(run.folder) == run
+
+
+def test_a_folder_is_not_locked_that_holds_something_else(tmp_path):
+    (tmp_path / "letter.txt").write_text("")
+    with pytest.raises(RunError, match=r"holds other files and is no run; nothing"), Run.locked(tmp_path, pytest.fail):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["letter.txt"]
+
+
 def test_another_model_is_refused_and_the_config_left_as_it_was(run, tmp_path):
     checkpoint(run, 3)
     for changes in ({"heads": 4}, {"reverse_source": True}):
@@ -115,9 +197,15 @@ def test_prune_keeps_the_best_the_last_two_and_the_last_validated(run, keep, lef
     for step, score in {1: 5.0, 2: 4.0, 3: 1.0, 4: 3.0, 5: 3.0, 6: 3.0, 7: 3.0, 8: None, 9: 2.0}.items():
         checkpoint(run, step, score)
     checkpoint(run, "average", 0.5)
-    (run.folder / "checkpoints" / f"{UNFINISHED}step-00000010").mkdir()
     run.prune(keep)
     assert names(run) == ["average", *(f"step-{step:08d}" for step in left)]
+
+
+def test_a_score_in_a_damaged_state_does_not_count(run):
+    paths = [checkpoint(run, step, score) for step, score in ((1, 2.0), (2, 3.0))]
+    state = paths[1] / "state.json"
+    state.write_text(state.read_text().replace("3.0", "1.0"))
+    assert run.best() == paths[0]
 
 
 def test_set_aside(run):

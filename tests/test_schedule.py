@@ -23,6 +23,7 @@ def test_warm_up_is_a_line_to_the_highest_rate(schedule):
 @pytest.mark.parametrize("schedule, formula", [
     ("inverse_sqrt", lambda step: 0.5 * math.sqrt(10 / step)),
     ("cosine", lambda step: 0.25 * (1 + math.cos(math.pi * (step - 10) / 90))),
+    ("linear", lambda step: 0.5 * (100 - step) / 90),
     ("constant", lambda step: 0.5),
 ])
 def test_what_follows_warm_up(schedule, formula):
@@ -36,7 +37,17 @@ def test_without_warm_up_the_first_step_has_the_highest_rate(schedule, second):
     assert (found[1], found[2]) == pytest.approx((0.5, second))
 
 
-def test_cosine_ends_at_0_also_when_warm_up_is_as_long_as_the_training():
-    assert rates(schedule="cosine")[100] == pytest.approx(0)
-    found = rates(steps=10, schedule="cosine", warmup=10)
+@pytest.mark.parametrize("schedule", ["cosine", "linear"])
+@pytest.mark.parametrize("share", [0.0, 0.1, 1.0])
+def test_what_falls_to_the_end_falls_to_its_final_share(schedule, share):
+    found, to_0 = rates(schedule=schedule, final_learning_rate=share), rates(schedule=schedule)
+    assert found[100] == pytest.approx(0.5 * share) and found[10] == pytest.approx(0.5)
+    for step in range(10, 101):
+        assert found[step] == pytest.approx(0.5 * share + (1 - share) * to_0[step])
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear"])
+def test_it_ends_at_0_also_when_warm_up_is_as_long_as_the_training(schedule):
+    assert rates(schedule=schedule)[100] == pytest.approx(0)
+    found = rates(steps=10, schedule=schedule, warmup=10)
     assert all(0 <= rate <= 0.5 for rate in found.values()) and found[9] == pytest.approx(0.45)

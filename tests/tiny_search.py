@@ -40,7 +40,7 @@ class Hashed:
             numbers.append(number)
         numbers = torch.stack(numbers, dim=1)  # (R, T, 1)
         if taps is not None and self.attends:
-            mask = state.memory.mask
+            mask = state.memory.mask.repeat_interleave(state.beam, 0)
             looks = self.looks[numbers.squeeze(-1), : mask.shape[1]]
             taps["cross.0"] = looks.masked_fill(~mask[:, None], -torch.inf).softmax(-1)  # (R, T, S)
         return numbers, state.advance(tokens.shape[1], {"number": number})

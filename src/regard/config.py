@@ -13,13 +13,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import tomli_w
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from regard.config_model import DECODERS, ENCODERS, MODELS, AnyModelConfig, RNNDecoderConfig, Section
 from regard.errors import ConfigError
 
 TokenizerKind = Literal["bpe", "unigram", "char", "byte", "space"]
 Beta = Annotated[float, Field(ge=0, lt=1)]
+DROPPING = ("dropout", "attention_dropout", "feedforward_dropout", "stochastic_depth")
+"""The settings of a side of a model by which two passes over the same batch differ in training."""
 
 
 class CorpusConfig(Section):
@@ -83,23 +86,52 @@ class TokenizerConfig(SideTokenizerConfig):
         return self.source or self, self.target or self
 
 
-class TrainConfig(Section):
-    """One training: how long, how fast, how it is judged, and what is kept."""
+class CheckedSection(Section):
+    """A section whose settings must fit each other."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if reasons := "\n".join(self.reasons()):
+            raise ValueError(reasons)
+        return self
+
+    def reasons(self) -> Iterator[str]:
+        """Why these settings cannot work together; nothing if they can."""
+        yield from ()
+
+
+class TrainConfig(CheckedSection):
+    """One training: how long, how fast, how it is judged, and what is kept. docs/training.md tells when to use what."""
 
     steps: int = Field(10000, ge=1, description="updates in all")
     minutes: float | None = Field(None, gt=0, description="stop after so many minutes, if steps last longer")
     batch_tokens: int = Field(4096, ge=1, description="padded target tokens of one update, over all devices")
-    accumulate: int = Field(1, ge=1, description="pieces that one update's batch is computed in, to save memory")
+    accumulate: int | Literal["auto"] = Field(1, description="pieces that one update's batch is computed in, to save "
+                                              "memory or to share it among processes; auto = as many as memory needs, "
+                                              "measured before the first")
+    optimizer: Literal["adamw", "adam", "sgd", "adafactor"] = Field("adamw", description="adamw | adam | sgd (with "
+                                                                    "momentum) | adafactor")
     learning_rate: float = Field(1e-3, gt=0, description="its highest value, reached after warm-up")
-    schedule: Literal["inverse_sqrt", "cosine", "constant"] = Field("inverse_sqrt", description="what follows warm-up: "
-                                                                    "inverse_sqrt | cosine (to 0 at steps) | constant")
+    schedule: Literal["inverse_sqrt", "cosine", "linear", "constant"] = Field(
+        "inverse_sqrt", description="what follows warm-up: inverse_sqrt | cosine, linear (down to steps) | constant")
+    final_learning_rate: float = Field(0.0, ge=0, le=1, description="share of the highest learning rate that is left "
+                                       "at the last update; only of cosine and linear")
     warmup: int = Field(1000, ge=0, description="updates over which the learning rate rises from 0")
-    betas: tuple[Beta, Beta] = Field((0.9, 0.98), description="AdamW's running averages")
-    weight_decay: float = Field(0.0, ge=0, description="AdamW's weight decay, on matrices only")
+    betas: tuple[Beta, Beta] = Field((0.9, 0.98), description="running averages of adamw and adam")
+    momentum: float = Field(0.9, ge=0, lt=1, description="share of its last step that sgd takes again")
+    weight_decay: float = Field(0.0, ge=0, description="weight decay, on matrices only")
     clip: float = Field(1.0, ge=0, description="highest norm of an update's gradient; 0 = no clipping")
+    ema: float = Field(0.0, ge=0, lt=1, description="decay of the running average of the weights, which is validated "
+                       "and translates, such as 0.999; 0 = the weights themselves")
+    freeze: tuple[str, ...] = Field((), description="beginnings of names of weights that do not learn, such as "
+                                    '["encoder", "decoder.embedding"]')
+    max_skipped: int = Field(5, ge=1, description="updates in a row whose loss or gradient is no number, none of them "
+                             "made, that end a training")
     label_smoothing: float = Field(0.1, ge=0, lt=1, description="share of each target spread over the vocabulary")
     coverage_loss: float = Field(0.0, ge=0, description="weight of attention to places seen before (See et al. 2017, "
                                  "eq. 12; they used 1); only with [model] coverage = true")
+    r_drop: float = Field(0.0, ge=0, description="α: weight of how much two passes with other dropout differ (Liang "
+                          "et al. 2021, eq. 4; they used 5); 0 = one pass")
     validate_every: int = Field(500, ge=1, description="updates between validations, each with a checkpoint")
     metric: Literal["bleu", "token_error_rate", "loss"] = Field("bleu", description="what chooses the best checkpoint: "
                                                                 "of greedy output, or the validation loss")
@@ -111,10 +143,32 @@ class TrainConfig(Section):
     precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="of matrix products in training; "
                                                               "the rest stays float32. auto = the fastest there are")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto = a GPU where there is one")
+    deterministic: bool = Field(False, description="sum the gradients of pieces in one order, so that with the same "
+                                "accumulate and threads any number of processes gives the same bits; slower")
     seed: int = Field(1, ge=0, description="of weights, order and dropout")
 
+    @field_validator("accumulate", mode="plain")
+    @classmethod
+    def _count_or_auto(cls, value: Any) -> Any:
+        if value != "auto" and (type(value) is not int or value < 1):
+            raise PydanticCustomError("accumulate", 'input should be a whole number from 1, or "auto"')
+        return value
 
-class DecodeConfig(Section):
+    def reasons(self) -> Iterator[str]:
+        owners = {"betas": ("adamw", "adam"), "momentum": ("sgd",), "final_learning_rate": ("cosine", "linear")}
+        for setting in self.changed(*owners):
+            name = setting.split()[0]
+            choice = "schedule" if name == "final_learning_rate" else "optimizer"
+            if getattr(self, choice) not in owners[name]:
+                known = " or ".join(f'"{owner}"' for owner in owners[name])
+                yield (f'{setting} means nothing with {choice} = "{getattr(self, choice)}": use {choice} = {known}, or '
+                       f"leave {name} out")
+        if self.deterministic and self.accumulate == "auto":
+            yield ('deterministic = true needs pieces that do not depend on the machine, and accumulate = "auto" does: '
+                   "give accumulate a number, such as that of the processes")
+
+
+class DecodeConfig(CheckedSection):
     """How `regard translate` searches when its command line does not say."""
 
     beam: int = Field(5, ge=1, description="hypotheses kept; 1 = greedy")
@@ -142,14 +196,7 @@ class DecodeConfig(Section):
     max_source_tokens: int = Field(1024, ge=1, description="longer input is not translated, and reported")
     batch_tokens: int = Field(4096, ge=1, description="padded source tokens x beam of one batch")
 
-    @model_validator(mode="after")
-    def _fits(self) -> Self:
-        if reasons := "\n".join(self.reasons()):
-            raise ValueError(reasons)
-        return self
-
     def reasons(self) -> Iterator[str]:
-        """Why these settings cannot work together; nothing if they can."""
         if self.beam % self.groups:
             wider = self.groups * (self.beam // self.groups + 1)
             yield f"groups = {self.groups} do not divide beam = {self.beam}: use beam = {wider}"
@@ -190,6 +237,9 @@ class Config(Section):
         if self.train.coverage_loss and not (isinstance(decoder, RNNDecoderConfig) and decoder.coverage):
             yield (f"[train] coverage_loss = {self.train.coverage_loss} means nothing without coverage = true: set it, "
                    "or leave coverage_loss out")
+        if self.train.r_drop and not any(getattr(side, name, 0) for side in (encoder, decoder) for name in DROPPING):
+            yield (f"[train] r_drop = {self.train.r_drop} compares two passes that differ by dropout alone, and there "
+                   "is none: set dropout = 0.1, or leave r_drop out")
         tokens, sources, outputs = self.data.max_tokens, self.decode.max_source_tokens, self.decode.max_length
         for side, needed, setting in ((encoder, tokens + 1, f"[data] max_tokens = {tokens} and </s>"),
                                       (encoder, sources + 1, f"[decode] max_source_tokens = {sources} and </s>"),

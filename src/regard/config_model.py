@@ -140,6 +140,8 @@ class ConvSideConfig(SideConfig):
 
     kind: Literal["conv"]
     kernel: int = Field(3, ge=1, description="positions that one convolution sees")
+    stochastic_depth: float = Field(0.0, ge=0, lt=1, description="share of the last layer's residual branches that are "
+                                    "left out in training, less in those before (Huang et al. 2016)")
     max_positions: int = Field(1025, ge=1, description="longest sequence, </s> included, that learned positions tell")
 
     @property
@@ -162,6 +164,8 @@ class TransformerSideConfig(SideConfig):
     activation: Literal["relu", "gelu", "swiglu"] = Field("relu", description="relu | gelu | swiglu (Shazeer 2020)")
     attention_dropout: float = Field(0.0, ge=0, lt=1, description="share of attention weights dropped in training")
     feedforward_dropout: float = Field(0.0, ge=0, lt=1, description="share of hidden feed-forward values dropped")
+    stochastic_depth: float = Field(0.0, ge=0, lt=1, description="share of the last layer's residual branches that are "
+                                    "left out in training, less in those before (Huang et al. 2016)")
 
     @property
     def longest(self) -> int | None:

@@ -5,11 +5,14 @@
     output.py      results to stdout, talk to stderr, files written whole
     start.py       demo, init
     train.py       prepare, train
+    plan.py        plan
+    verify.py      verify
     translate.py   translate, score
     evaluate.py    evaluate
     compare.py     compare
     look.py        look
     info.py        info
+    export.py      export
 
 Nothing that takes long to import (torch, pydantic, numpy, matplotlib) is imported before a command runs, so that
 `regard --help` is instant.
@@ -24,12 +27,15 @@ from regard import __version__
 from regard.cli.compare import compare
 from regard.cli.evaluate import evaluate
 from regard.cli.exits import Commands, exit_codes
+from regard.cli.export import export
 from regard.cli.info import info
 from regard.cli.look import look
 from regard.cli.options import Panels
+from regard.cli.plan import plan
 from regard.cli.start import demo, init
 from regard.cli.train import prepare, train
 from regard.cli.translate import score, translate
+from regard.cli.verify import verify
 
 __all__ = ["app", "main"]
 
@@ -63,12 +69,12 @@ def regard(
     To use what was trained:                regard translate RUN
     To see where it looks:                  regard look RUN TEXT
 
-    Results go to standard output, talk goes to standard error. Exit codes: 0 done, 2 a mistake that the message
-    explains, 130 and 143 interrupted.
+    Results go to standard output, talk goes to standard error. Exit codes: 0 done, 1 verify found a fault, 2 a
+    mistake that the message explains, 130 and 143 interrupted.
     """
 
 
-for _command in (demo, init, prepare, train, translate, score, evaluate, compare, look, info):
+for _command in (demo, init, plan, prepare, train, translate, score, evaluate, compare, look, info, verify, export):
     app.command(cls=Panels)(_command)
 
 

@@ -29,10 +29,11 @@ def prepare(config: ConfigFile, settings: Settings = None, out: Out = None) -> N
     from regard.training.run import Run
 
     checked = read_config(config, settings or ())
-    folder = out or _default_run(config)
-    if not (folder / "config.toml").is_file():
-        Run.create(folder, checked)
-    prepare_data(checked, folder, say)
+    folder = out or default_run(config)
+    with Run.locked(folder, say):
+        if not (folder / "config.toml").is_file():
+            Run.create(folder, checked)
+        prepare_data(checked, folder, say)
     say(f"Train on it with: regard train {config}{_again(settings, out)}")
 
 
@@ -58,10 +59,10 @@ def train(
     from regard.training.loop import train as train_model
 
     checked = read_config(config, settings or ())
-    train_model(checked, out or _default_run(config), fresh=fresh, force=force, quiet=quiet)
+    train_model(checked, out or default_run(config), fresh=fresh, force=force, quiet=quiet)
 
 
-def _default_run(config: Path) -> Path:
+def default_run(config: Path) -> Path:
     """runs/en-de in the current folder, for a config en-de.toml wherever it is; for a run's own config, that run."""
     if config.name == "config.toml" and (config.parent / "checkpoints").is_dir():
         return config.parent

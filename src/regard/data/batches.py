@@ -102,14 +102,14 @@ def cut(lengths: NDArray[np.integer], budget: int) -> list[tuple[int, int]]:
         lengths: of the rows in their order, best sorted.
         budget: padded tokens of one run; a row that is longer than that alone stands alone.
     """
-    runs, start, longest = [], 0, 0
-    for row, length in enumerate(lengths.tolist()):
-        if row > start and (row - start + 1) * max(longest, length) > budget:
-            runs.append((start, row))
-            start, longest = row, 0
-        longest = max(longest, length)
-    if len(lengths):
-        runs.append((start, len(lengths)))
+    runs, start = [], 0
+    while start < len(lengths):
+        most = max(1, budget // max(1, int(lengths[start])))  # were all of them as short as the first
+        longest = np.maximum.accumulate(lengths[start : start + most])
+        fits = longest * np.arange(1, len(longest) + 1) <= budget
+        size = len(fits) if fits.all() else max(1, int(fits.argmin()))
+        runs.append((start, start + size))
+        start += size
     return runs
 
 
@@ -120,36 +120,42 @@ class Order:
         corpus: the rows.
         batch_tokens: padded target tokens (and no more padded source tokens) of one update.
         seed: of the order.
-        pieces: batches that one update is parted into; each holds at most batch_tokens / pieces.
+        pieces: batches that one update is parted into; they do not change which rows it has.
     """
 
     def __init__(self, corpus: Rows, batch_tokens: int, seed: int, pieces: int = 1):
-        self.corpus, self.seed, self.pieces = corpus, seed, pieces
-        self.budget = max(1, batch_tokens // pieces)
+        self.corpus, self.seed, self.budget, self.pieces = corpus, seed, batch_tokens, pieces
         self._epoch = lru_cache(maxsize=2)(self._plan)
 
     def updates(self, epoch: int) -> int:
         """How many updates an epoch has."""
-        return -(-len(self._epoch(epoch)) // self.pieces)
+        return len(self._epoch(epoch))
 
-    def rows(self, epoch: int, position: int) -> list[NDArray[np.int64]]:
-        """The rows of one update, in pieces. The last update of an epoch may have fewer pieces."""
-        return self._epoch(epoch)[position * self.pieces : (position + 1) * self.pieces]
+    def rows(self, epoch: int, position: int) -> list[NDArray[np.uint32]]:
+        """The rows of one update, in pieces; an update of fewer rows has a piece for each."""
+        rows = self._epoch(epoch)[position]
+        return np.array_split(rows, min(self.pieces, len(rows)))
 
-    def update(self, epoch: int, position: int) -> list[Batch]:
-        """The batches of one update: a pure function of (seed, epoch, position)."""
+    def tokens(self, epoch: int, position: int) -> int:
+        """Real target tokens of one update, </s> included."""
+        rows = self._epoch(epoch)[position]
+        return int(self.corpus.target_lengths[rows].sum()) + len(rows)
+
+    def update(self, epoch: int, position: int, part: slice = slice(None)) -> list[Batch]:
+        """The batches of one update, or some of them: a pure function of (seed, epoch, position)."""
         corpus = self.corpus
         return [
             Batch.of([corpus.source(row) for row in rows.tolist()], [corpus.target(row) for row in rows.tolist()])
-            for rows in self.rows(epoch, position)
+            for rows in self.rows(epoch, position)[part]
         ]
 
-    def _plan(self, epoch: int) -> list[NDArray[np.int64]]:
+    def _plan(self, epoch: int) -> list[NDArray[np.uint32]]:
         random = np.random.default_rng([self.seed, epoch])
         # One more each for the end symbol. Sorted by the longer side, ties by target, source and chance.
-        source, target = self.corpus.source_lengths + 1, self.corpus.target_lengths + 1
-        longer = np.maximum(source, target)
-        order = np.lexsort((random.random(len(longer)), source, target, longer))
+        source, target = (lengths + 1 for lengths in (self.corpus.source_lengths, self.corpus.target_lengths))
+        longer, chance = np.maximum(source, target), random.integers(2**16, size=len(source))
+        keys = (np.minimum(key, 2**16 - 1).astype(np.uint16) for key in (chance, source, target, longer))
+        order = np.lexsort(tuple(keys)).astype(np.uint32)  # keys of 16 bits: nine times as fast as longer ones
         runs = cut(longer[order], self.budget)
         return [order[start:end] for start, end in (runs[index] for index in random.permutation(len(runs)))]
 

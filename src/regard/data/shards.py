@@ -55,19 +55,24 @@ class Corpus:
         return len(self._source_offsets) - 1
 
     @property
+    def digest(self) -> str:
+        """SHA-256 of what it holds."""
+        return hashlib.sha256(json.dumps(self.manifest["files"], sort_keys=True).encode()).hexdigest()
+
+    @property
     def tokens(self) -> tuple[int, int]:
         """Tokens of all sources, and of all targets."""
         return len(self._source_ids), len(self._target_ids)
 
     @cached_property
     def source_lengths(self) -> Ids:
-        """int64 (pairs,), tokens of each source."""
-        return np.diff(self._source_offsets)
+        """uint32 (pairs,), tokens of each source."""
+        return np.diff(self._source_offsets).astype(np.uint32)
 
     @cached_property
     def target_lengths(self) -> Ids:
-        """int64 (pairs,), tokens of each target."""
-        return np.diff(self._target_offsets)
+        """uint32 (pairs,), tokens of each target."""
+        return np.diff(self._target_offsets).astype(np.uint32)
 
     def source(self, index: int) -> Ids:
         """int64 (tokens,), the ids of one source."""

@@ -1,21 +1,25 @@
 """A checkpoint: a folder of safetensors and JSON that is swapped in whole.
 
     step-00001000/
-      model.safetensors       the weights
-      optimizer.safetensors   AdamW's running averages, and the state of the random generators
-      state.json              where the training stood: step, epoch, position, scores, versions
-      manifest.json           SHA-256 of each of the above
+      model.safetensors       the weights that translate: with train.ema, the average of those that learn
+      optimizer.safetensors   what the optimizer keeps of each weight, "NAME/KIND"; the state of the random generators,
+                              "random.DEVICE"; with train.ema the weights that learn, "trained.NAME"
+      state.json              format, where the training stood, scores, its config and data, versions
+      manifest.json           SHA-256 of each of the above, and of this list itself
 
-It is written into a folder of another name, flushed to the disk and then renamed, so a folder with this name is
-complete. Nothing in it is a pickle.
+It is written into a folder of another name, flushed to the disk, read back and then renamed, so a folder with this
+name is complete. Nothing in it is a pickle.
+
+Format 2 (2026-11) adds the config and the data's fingerprint to state.json, and its own SHA-256 to manifest.json;
+checkpoints of format 1, which do not name a format, are read as before.
 """
 
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,9 +29,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from regard import __version__
 from regard.errors import CheckpointError, RunError
 
-UNFINISHED = ".unfinished-"
+FORMAT = 2
+UNFINISHED, REPLACED = ".unfinished-", ".replaced-"
+"""What the names begin with of a file or folder that is being written or deleted, and of one that makes way."""
+MANIFEST = "manifest.json"
 NEEDED = {"model.safetensors", "state.json"}
 OPTIMIZER = "optimizer.safetensors"
 
@@ -69,21 +77,66 @@ def put_weights(model: nn.Module, weights: Mapping[str, Tensor], where: Path) ->
 def save(path: Path, checkpoint: Checkpoint) -> None:
     """Write a checkpoint folder, whole or not at all.
 
+    When this returns, it is on the disk and its files read back as they were written: an older one may be deleted.
+
     Raises:
-        RunError: the disk is full, or the folder may not be written.
+        RunError: the disk is full or fails, or the folder may not be written.
     """
-    unfinished = path.with_name(UNFINISHED + path.name)
+    unfinished, replaced = (path.with_name(begin + path.name) for begin in (UNFINISHED, REPLACED))
     with disk_errors(path):
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
         try:
             _write(unfinished, checkpoint)
-            shutil.rmtree(path, ignore_errors=True)
+            _read_back(unfinished)
+            if path.exists():  # no folder can be renamed over another; after a kill in between, `tidy` puts it back
+                path.rename(replaced)
             unfinished.rename(path)
-            _flush(path.parent)
-        except BaseException:
-            shutil.rmtree(unfinished, ignore_errors=True)
-            raise
+            flush(path.parent)
+        finally:
+            _tidy(path)
+
+
+def tidy(folder: Path) -> None:
+    """Clear away what saves and deletions that were cut short have left, and put back what was to be replaced."""
+    if folder.is_dir():
+        for path in list(folder.iterdir()):
+            for begin in (UNFINISHED, REPLACED):
+                if path.name.startswith(begin):
+                    _tidy(path.with_name(path.name.removeprefix(begin)))
+
+
+def _tidy(path: Path) -> None:
+    """The same for one file or folder. What cannot be done now is done at the next start."""
+    unfinished, replaced = (path.with_name(begin + path.name) for begin in (UNFINISHED, REPLACED))
+    with suppress(OSError):
+        if replaced.exists() and not path.exists():
+            replaced.rename(path)
+        else:
+            _remove(replaced)
+    with suppress(OSError):
+        _remove(unfinished)
+
+
+def _remove(path: Path) -> None:
+    """Delete a file or a folder, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def discard(path: Path) -> None:
+    """Delete a file or a folder, under another name first: what has the name of a checkpoint is complete.
+
+    Raises:
+        RunError: the disk fails, or the folder may not be written.
+    """
+    doomed = path.with_name(UNFINISHED + path.name)
+    with disk_errors(path, "deleted"):
+        _remove(doomed)
+        path.rename(doomed)
+        _remove(doomed)
 
 
 def load(path: Path) -> Checkpoint:
@@ -91,31 +144,81 @@ def load(path: Path) -> Checkpoint:
 
     Raises:
         CheckpointError: a file is missing, cut short or altered.
+        RunError: a newer version has written it.
     """
-    hashes = read_json(path / "manifest.json")
-    if not NEEDED <= hashes.keys() <= NEEDED | {OPTIMIZER}:
-        listed = ", ".join(sorted(hashes)) or "no file"
-        raise CheckpointError(f"{path / 'manifest.json'}: is damaged: it lists {listed}; expected "
-                              f"{', '.join(sorted(NEEDED))} and at most {OPTIMIZER}. Use another checkpoint "
-                              "(--checkpoint)")
+    hashes = verify(path)
     try:
-        for name, expected in hashes.items():
-            _verify(path / name, expected)
         model = load_file(path / "model.safetensors")
         optimizer = load_file(path / OPTIMIZER) if OPTIMIZER in hashes else {}
     except (safetensors.SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: cannot be read: {error}") from None
-    return Checkpoint(model, optimizer, read_json(path / "state.json"))
+    return Checkpoint(model, optimizer, state_of(path))
+
+
+def verify(path: Path) -> dict[str, str]:
+    """The SHA-256 of a checkpoint's files by their names, once each of them has it.
+
+    Raises:
+        CheckpointError: a file is missing, cut short or altered.
+    """
+    hashes = _manifest_of(path)
+    for name, expected in hashes.items():
+        _verify(path / name, expected)
+    return hashes
+
+
+def state_of(path: Path) -> dict[str, Any]:
+    """What state.json says, held against its SHA-256.
+
+    Raises:
+        CheckpointError: it or the manifest is missing, cut short or altered.
+        RunError: a newer version has written it.
+    """
+    _manifest_of(path)
+    return read_json(path / "state.json")
+
+
+def _manifest_of(path: Path) -> dict[str, str]:
+    """The SHA-256 that each file of a checkpoint should have, and its state.json has."""
+    hashes = read_json(path / MANIFEST)
+    own = hashes.pop(MANIFEST, None)
+    if own not in (None, _sum_of(hashes)):
+        raise CheckpointError(f"{path / MANIFEST}: is damaged: it is not what was saved (its own SHA-256 differs). "
+                              "Copy it again, or use another checkpoint (--checkpoint)")
+    if "state.json" in hashes:
+        _verify(path / "state.json", hashes["state.json"])
+        _refuse_newer(path)
+    if not NEEDED <= hashes.keys() <= NEEDED | {OPTIMIZER}:
+        listed = ", ".join(sorted(hashes)) or "no file"
+        raise CheckpointError(f"{path / MANIFEST}: is damaged: it lists {listed}; expected "
+                              f"{', '.join(sorted(NEEDED))} and at most {OPTIMIZER}. Use another checkpoint "
+                              "(--checkpoint)")
+    return hashes
+
+
+def _refuse_newer(path: Path) -> None:
+    """Refuse a checkpoint of a format that this version does not know; those before format 2 do not name theirs."""
+    state = read_json(path / "state.json")
+    if state.get("format", 1) not in range(1, FORMAT + 1):
+        versions = state.get("versions")
+        maker = versions.get("regard") if isinstance(versions, dict) else None
+        raise RunError(f"{path}: is of format {state['format']}, written by regard {maker or 'of another version'}; "
+                       f"this is regard {__version__}, which reads formats 1 to {FORMAT}. Update regard, or use "
+                       "another checkpoint (--checkpoint)")
 
 
 def _verify(file: Path, expected: str) -> None:
     """Refuse a file that is not what was saved."""
-    if not file.is_file():
-        raise CheckpointError(f"{file}: is missing. Copy the whole folder again, or use another checkpoint "
-                              "(--checkpoint)")
-    if _sha256(file) != expected:
-        raise CheckpointError(f"{file}: is damaged: it has {file.stat().st_size:,} bytes and is not what was "
-                              "saved (SHA-256 differs). Copy it again, or use another checkpoint (--checkpoint)")
+    try:
+        if not file.is_file():
+            raise CheckpointError(f"{file}: is missing. Copy the whole folder again, or use another checkpoint "
+                                  "(--checkpoint)")
+        if _sha256(file) != expected:
+            raise CheckpointError(f"{file}: is damaged: it has {file.stat().st_size:,} bytes and is not what was "
+                                  "saved (SHA-256 differs). Copy it again, or use another checkpoint (--checkpoint)")
+    except OSError as error:
+        raise CheckpointError(f"{file}: cannot be read: {error.strerror or error}. Use another checkpoint "
+                              "(--checkpoint)") from None
 
 
 def mean_weights(paths: Sequence[Path]) -> dict[str, Tensor]:
@@ -145,35 +248,75 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def disk_errors(path: Path) -> Iterator[None]:
+def disk_errors(path: Path, done: str = "written") -> Iterator[None]:
     """Turn what the operating system says about a write into an error that says what to do."""
     try:
         yield
     except (OSError, safetensors.SafetensorError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise RunError(f"{path}: cannot be written: {reason}. What was saved before is untouched: make room or "
+        raise RunError(f"{path}: cannot be {done}: {reason}. What was saved before is untouched: make room or "
                        "choose another --out, and start the same command again") from None
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Write a file so that after a kill it holds either all of this or what it held before.
+
+    Args:
+        path: the file.
+        write: writes it, under the name that it is given.
+
+    Raises:
+        RunError: the disk is full or fails, or the file may not be written.
+    """
+    unfinished = path.with_name(UNFINISHED + path.name)
+    with disk_errors(path):
+        try:
+            write(unfinished)
+            flush(unfinished)
+            unfinished.replace(path)
+            flush(path.parent)
+        finally:
+            with suppress(OSError):
+                unfinished.unlink(missing_ok=True)
+
+
+def flush(path: Path) -> None:
+    """Have the operating system put a file or a folder on the disk, so that a file is read from there again."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+        with suppress(AttributeError, OSError):  # a system or a file system without it
+            os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(handle)
 
 
 def _write(folder: Path, checkpoint: Checkpoint) -> None:
     save_file({name: tensor.contiguous() for name, tensor in checkpoint.model.items()}, folder / "model.safetensors")
     if checkpoint.optimizer:
         save_file(dict(checkpoint.optimizer), folder / OPTIMIZER)
-    (folder / "state.json").write_text(json.dumps(dict(checkpoint.state), indent=1), encoding="utf-8")
+    state = {**checkpoint.state, "format": FORMAT}
+    (folder / "state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
     files = sorted(folder.iterdir())
-    manifest = folder / "manifest.json"
-    manifest.write_text(json.dumps({file.name: _sha256(file) for file in files}, indent=1), encoding="utf-8")
+    hashes = {file.name: _sha256(file) for file in files}
+    manifest = folder / MANIFEST
+    manifest.write_text(json.dumps({**hashes, MANIFEST: _sum_of(hashes)}, indent=1), encoding="utf-8")
     for file in (*files, manifest, folder):
-        _flush(file)
+        flush(file)
 
 
-def _flush(path: Path) -> None:
-    """Have the operating system put a file or a folder on the disk."""
-    handle = os.open(path, os.O_RDONLY)
+def _read_back(folder: Path) -> None:
+    """Refuse what the disk gives back otherwise than it was given."""
     try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        verify(folder)
+    except CheckpointError as error:
+        raise RunError(f"{folder}: does not read back as it was written; the disk fails, and nothing was deleted. "
+                       f"Start the same command again with another --out, or on another disk. {error}") from None
+
+
+def _sum_of(hashes: Mapping[str, str]) -> str:
+    """The manifest's own SHA-256."""
+    return hashlib.sha256(json.dumps(dict(hashes), sort_keys=True).encode()).hexdigest()
 
 
 def _sha256(path: Path) -> str:

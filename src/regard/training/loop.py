@@ -2,38 +2,41 @@
 
 import math
 import os
-import platform
-import signal
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, replace
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
+import numpy as np
 import torch
 
-from regard import __version__
-from regard.config import Config
-from regard.data.batches import Batch, Order
+from regard.config import Config, TrainConfig
+from regard.data.batches import Order
 from regard.data.shards import Prepared, prepare
 from regard.errors import CheckpointError, Interrupted, RunError
 from regard.model.seq2seq import build_model
 from regard.training import checkpoint as checkpoints
 from regard.training.checkpoint import Checkpoint, mean_weights, put_weights, weights_of
+from regard.training.cluster import Cluster, joined
+from regard.training.device import memory_errors, pick_device, versions
+from regard.training.ema import WeightAverage
+from regard.training.gradients import Gradients
+from regard.training.interrupt import STOPS, Stop, signals
 from regard.training.log import MetricsLog
-from regard.training.objective import loss_of
-from regard.training.optimizer import make_optimizer, optimizer_tensors, put_optimizer
-from regard.training.precision import chosen, matrix_products, measured
+from regard.training.optimizer import freeze, make_optimizer, optimizer_tensors, put_optimizer
+from regard.training.precision import chosen, tune_memory
 from regard.training.progress import Reporter
 from regard.training.run import BETTER, Run
 from regard.training.schedule import learning_rate
+from regard.training.standing import Clock, Standing
 from regard.training.validation import Validation
+from regard.training.watch import divergence
 
 
 def train(
-    config: Config, out: str | Path | None = None, *, fresh: bool = False, force: bool = False, quiet: bool = False
+    config: Config, out: str | Path | None = None, *, fresh: bool = False, force: bool = False, quiet: bool = False,
+    reporter: Reporter | None = None
 ) -> Run:
     """Train a model, or go on exactly where an interrupted training stood.
 
@@ -43,52 +46,48 @@ def train(
         fresh: start anew though the folder holds checkpoints; needs `force` to delete them.
         force: allow `fresh` to delete.
         quiet: no progress.
+        reporter: is told how it goes; default: one that tells a person on stderr, unless `quiet`.
 
     Returns:
         the finished run; `regard.load(run.folder)` translates with it.
 
     Raises:
-        RegardError: the data, the settings or the folder cannot be used; what was saved before stays.
+        RegardError: the data, the settings or the folder cannot be used, or what is computed is no number; what was
+            saved before stays.
         Interrupted: SIGINT or SIGTERM came; the training has saved, and goes on when it is started again.
     """
+    with torch.device("meta"):  # no weights are made: it is the names that are asked for
+        freeze(build_model(config.model, 4, 4), config.train.freeze)
     out = out or Path("runs") / (config.data.root.name or "run")
-    run = Run.create(out, config, fresh=fresh, force=force)
-    if config.train.threads:
-        torch.set_num_threads(config.train.threads)
-    with Reporter(config.train, quiet) as reporter:
-        prepared = prepare(config, run.folder, reporter.say)
-        trainer = Trainer(run, prepared, reporter)
+    set_up(config.train)
+    with ExitStack() as stack:
+        cluster = stack.enter_context(joined(pick_device(config.train.device)))
+        reporter = stack.enter_context(reporter or Reporter(config.train, quiet, silent=not cluster.is_first))
+        if cluster.is_first:
+            stack.enter_context(Run.locked(out, reporter.warn))
+            Run.create(out, config, fresh=fresh, force=force, reporter=reporter)
+            prepared = prepare(config, Path(out), reporter.say)
+        cluster.agree("the data is prepared")
+        if not cluster.is_first:
+            prepared = prepare(config, Path(out))
+        cluster.refuse_unlike("prepared data", prepared.train.digest)
+        trainer = Trainer(Run(Path(out), config), prepared, reporter, cluster)
         trainer.resume()
-        run.write_config()
         with signals() as stop:
             trainer.fit(stop)
         trainer.finish()
-    return run
+    return trainer.run
 
 
-@dataclass
-class Standing:
-    """Where a training stands; all of it goes into state.json.
-
-    Attributes:
-        step: updates done. epoch, position: the next update is number `position` of `epoch`.
-        seconds: spent training, validations and savings included, over all sittings.
-        cpu_seconds: processor time of this process over the same.
-        tokens: real target tokens learnt from.
-        best_score, best_step: of the best validation so far; bad: validations since then.
-        window: sums since the last line of metrics.jsonl: loss (nats), tokens, seconds.
-    """
-
-    step: int = 0
-    epoch: int = 0
-    position: int = 0
-    seconds: float = 0.0
-    cpu_seconds: float = 0.0
-    tokens: int = 0
-    best_score: float | None = None
-    best_step: int = 0
-    bad: int = 0
-    window: dict[str, float] = field(default_factory=lambda: {"loss": 0.0, "tokens": 0.0, "seconds": 0.0})
+def set_up(settings: TrainConfig) -> None:
+    """Make the process one that trains fast, or exactly."""
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    if settings.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(settings.deterministic)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    tune_memory()
 
 
 class Trainer:
@@ -98,33 +97,44 @@ class Trainer:
         run: the folder, with its config.
         prepared: the training data and tokenizers.
         reporter: tells a person.
+        cluster: the processes that train together.
     """
 
-    def __init__(self, run: Run, prepared: Prepared, reporter: Reporter):
-        self.run, self.config, self.reporter = run, run.config, reporter
-        self.device = pick_device(self.config.train.device)
-        self.precision = chosen(self.config.train, self.device)
+    def __init__(self, run: Run, prepared: Prepared, reporter: Reporter, cluster: Cluster):
+        self.run, self.config, self.reporter, self.cluster = run, run.config, reporter, cluster
+        self.device = cluster.device
+        self.precision, self.why = chosen(self.config.train, self.device)
         torch.manual_seed(self.config.train.seed)
         source, target = prepared.tokenizers
         self.model = build_model(self.config.model, source.size, target.size).to(self.device)
-        self.optimizer = make_optimizer(self.model, self.config.train)
         settings = self.config.train
-        self.order = Order(prepared.train, settings.batch_tokens, settings.seed, settings.accumulate)
+        freeze(self.model, settings.freeze)
+        self.optimizer = make_optimizer(self.model, settings)
+        self.ema = WeightAverage(self.model, settings.ema)
+        pieces = 1 if settings.accumulate == "auto" else settings.accumulate
+        self.order = Order(prepared.train, settings.batch_tokens, settings.seed, max(pieces, cluster.size))
         self.validation = Validation(self.config, prepared.tokenizers, self.device)
         self.standing = Standing()
-        self.log = MetricsLog(run, settings.tensorboard)
+        self.gradients = Gradients(self.model, settings, self.precision, self.standing, reporter.say, cluster)
+        self.log = MetricsLog(run, settings.tensorboard, silent=not cluster.is_first)
 
     def fit(self, stop: "Stop") -> None:
         """Update until the steps, the minutes or the patience are used up."""
         settings, standing = self.config.train, self.standing
         clock = Clock(standing)
+        if settings.accumulate == "auto" and standing.too_large is None:
+            self.gradients.measure(self.order)
         while not self.is_done():
-            batches = self.order.update(standing.epoch, standing.position)
-            loss, norm = self.update(batches)
-            self.move_on(sum(batch.tokens for batch in batches), loss, clock.lap())
+            loss, norm = self.update()
+            if math.isfinite(loss + norm):
+                self.count(self.order.tokens(standing.epoch, standing.position), loss, norm)
+            else:
+                self.skip()
+            self.move_on(clock.lap())
+            self.agree(stop)
             self.reporter.step(standing.step)
-            if standing.step % settings.log_every == 0:
-                self.log_window(norm)
+            if standing.step % settings.log_every == 0 and standing.window["tokens"]:
+                self.log_window()
             validated = standing.step % settings.validate_every == 0 or self.is_done()
             if validated:
                 self.validate_and_save()
@@ -135,44 +145,67 @@ class Trainer:
                 raise Interrupted(stop.signal, f"Stopped at step {standing.step:,} of {settings.steps:,} and saved in "
                                   f"{self.run.folder}. The same command, started again, goes on from there exactly.")
 
-    def update(self, batches: Sequence[Batch]) -> tuple[float, float]:
-        """One update from the batches of one step, its loss normalised by their real target tokens.
+    def update(self) -> tuple[float, float]:
+        """One update; it is not made where its loss or gradient is no number.
 
         Returns:
             the cross-entropy without smoothing, summed, nats; and the norm of the gradient before clipping.
         """
-        settings = self.config.train
-        tokens = sum(batch.tokens for batch in batches)
-        total = torch.zeros((), device=self.device)
-        self.model.train()
-        for batch in batches:
-            with matrix_products(self.precision):
-                loss, surprise = loss_of(self.model, batch.to(self.device), settings.label_smoothing,
-                                         settings.coverage_loss)
-                (loss / tokens).backward()  # type: ignore[no-untyped-call]
-            total += surprise
+        settings, step = self.config.train, self.standing.step + 1
+        place = self.standing.epoch, self.standing.position
+        batches = self.order.update(*place, self.cluster.part)
+        total = self.gradients.add(batches, self.order.tokens(*place), len(self.order.rows(*place)))
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip or math.inf)
-        if not torch.isfinite(norm + total):
-            where = f"step {self.standing.step + 1}, epoch {self.standing.epoch}, position {self.standing.position}"
-            raise RunError(f"{self.run.folder}: the loss or its gradient is not a number at {where}; no update was "
-                           f"made. Checkpoints before it are whole. Try a lower train.learning_rate (it is "
-                           f"{settings.learning_rate}) or a longer train.warmup ({settings.warmup}), with --fresh")
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.standing.step + 1, settings)
-        self.optimizer.step()
+        loss, size = torch.stack([total, norm]).tolist()  # the one place that waits for a GPU
+        if math.isfinite(loss + size):
+            for group in self.optimizer.param_groups:
+                group["lr"] = learning_rate(step, settings)
+            with memory_errors("the optimizer's state"):
+                self.optimizer.step()
+            self.ema.update(step)
         self.optimizer.zero_grad(set_to_none=True)
-        return float(total), float(norm)
+        return loss, size
 
-    def move_on(self, tokens: int, loss: float, seconds: float) -> None:
-        """Count one update."""
+    def count(self, tokens: int, loss: float, norm: float) -> None:
+        """Count an update that was made, and warn a person when the loss goes up and up."""
+        self.standing.count(tokens, loss, norm)
+        if warning := divergence(self.standing, loss / tokens, len(self.model.output), self.config.train):
+            self.reporter.warn(warning)
+
+    def skip(self) -> None:
+        """Name the batch of an update that was not made; too many of them in a row end the training."""
+        standing, settings = self.standing, self.config.train
+        standing.skip()
+        rows = np.concatenate(self.order.rows(standing.epoch, standing.position)).tolist()
+        self.log.write({"kind": "skipped", "step": standing.step + 1, "epoch": standing.epoch,
+                        "position": standing.position, "rows": rows, "seconds": standing.seconds})
+        what = f"the loss or its gradient is not a number at {standing}"
+        if standing.skipped_in_row >= settings.max_skipped:
+            raise RunError(f"{self.run.folder}: {what}, the {settings.max_skipped}. of such updates in a row; "
+                           "none of them was made. Checkpoints before them are whole. Try a lower "
+                           f"train.learning_rate (it is {settings.learning_rate}) or a longer train.warmup "
+                           f"({settings.warmup}), with --fresh")
+        some = ", ".join(map(str, rows[:5])) + (" …" if len(rows) > 5 else "")
+        self.reporter.warn(f"{what}; no update was made. Its rows of the prepared data: {some} ({len(rows):,}, all of "
+                           f"them in {self.run.metrics_file.name})")
+
+    def move_on(self, seconds: float) -> None:
+        """Go to the next batch."""
         standing = self.standing
         standing.step += 1
         standing.position += 1
-        standing.tokens += tokens
-        for name, value in (("loss", loss), ("tokens", tokens), ("seconds", seconds)):
-            standing.window[name] += value
+        standing.window["seconds"] += seconds
         if standing.position >= self.order.updates(standing.epoch):
             standing.epoch, standing.position = standing.epoch + 1, 0
+
+    def agree(self, stop: Stop) -> None:
+        """What all processes know at the edge of a step: a signal that came to any, and the first one's clock."""
+        if self.cluster.size > 1:
+            clock = self.standing.seconds if self.cluster.is_first else 0.0
+            asked = [float(stop.signal == number) for number in STOPS]
+            *came, self.standing.seconds = self.cluster.sum(
+                torch.tensor([*asked, clock], dtype=torch.float64, device=self.device)).tolist()
+            stop.signal = next((number for number, count in zip(STOPS, came, strict=True) if count), None)
 
     def is_done(self) -> bool:
         """Whether nothing is left to do: steps, minutes or patience."""
@@ -180,7 +213,7 @@ class Trainer:
         late = settings.minutes is not None and standing.seconds >= 60 * settings.minutes
         return standing.step >= settings.steps or late or 0 < settings.patience <= standing.bad
 
-    def log_window(self, norm: float) -> None:
+    def log_window(self) -> None:
         """One line of metrics.jsonl about the updates since the last."""
         standing, window = self.standing, self.standing.window
         self.write({
@@ -189,7 +222,7 @@ class Trainer:
             "epoch": standing.epoch,
             "loss": window["loss"] / window["tokens"],
             "learning_rate": learning_rate(standing.step, self.config.train),
-            "gradient_norm": norm,
+            "gradient_norm": window["norm"],
             "tokens_per_second": window["tokens"] / max(window["seconds"], 1e-9),
             "seconds": standing.seconds,
         })
@@ -203,8 +236,9 @@ class Trainer:
     def validate_and_save(self) -> None:
         """Score the model on the validation data, remember whether it is the best, and save a checkpoint."""
         standing, metric = self.standing, self.config.train.metric
-        scores = self.validation.scores(self.model)
-        score = scores[metric] if math.isfinite(scores[metric]) else None
+        with self.ema.in_model():
+            scores = self.cluster.agree(self.validation.scores(self.model) if self.cluster.is_first else None)
+        score = score_of(scores, metric)
         better = score is not None and (
             standing.best_score is None or (score - standing.best_score) * BETTER[metric] > 0)
         if better:
@@ -216,37 +250,64 @@ class Trainer:
         self.save(score)
 
     def save(self, score: float | None) -> None:
-        """Save a checkpoint of this step, then delete those that need not stay."""
-        state = {**asdict(self.standing), "score": score, "metric": self.config.train.metric, "versions": versions()}
-        checkpoints.save(self.run.step_path(self.standing.step), Checkpoint(
-            weights_of(self.model), optimizer_tensors(self.optimizer, self.model), state))
+        """Save a checkpoint of this step, then delete those that need not stay.
+
+        Raises:
+            RunError: a weight is not a number, so that nobody could go on from it.
+        """
+        if not all(torch.isfinite(weights).all() for weights in self.model.parameters()):
+            raise RunError(f"{self.run.folder}: weights are no numbers any more at step {self.standing.step}, so they "
+                           "were not saved. Checkpoints before it are whole. Try a lower train.learning_rate (it is "
+                           f"{self.config.train.learning_rate}), with --fresh")
+        if not self.cluster.is_first:
+            return
+        state = {**asdict(self.standing), "score": score, "metric": self.config.train.metric, "versions": versions(),
+                 **self.run.record()}
+        with self.ema.in_model() as trained:
+            checkpoints.save(self.run.step_path(self.standing.step), Checkpoint(
+                weights_of(self.model), optimizer_tensors(self.optimizer, self.model) | trained, state))
         self.run.prune(self.config.train.average)
 
     def resume(self) -> None:
-        """Go on from the newest whole checkpoint, if there is one."""
+        """Go on from the newest whole checkpoint, if there is one; the first process reads it for all."""
+        path, saved = self.newest() if self.cluster.is_first else (self.run.folder, None)
+        state = self.cluster.agree(saved and dict(saved.state))
+        if state is None:
+            self.log.rewind(0)
+            size = sum(weights.numel() for weights in self.model.parameters())
+            self.reporter.say(f"model: {size:,} parameters, on {self.device}, matrix products in {self.precision} "
+                              f"({self.why}); {self.order.updates(0):,} updates an epoch")
+        else:
+            weights, optimizer = (self.cluster.agree_on(each) for each in (
+                (saved.model, saved.optimizer) if saved else ({}, {})))
+            put_weights(self.model, weights, path)
+            put_optimizer(self.optimizer, self.model, optimizer, path)
+            self.ema.put(optimizer)
+            self.standing = self.gradients.standing = self.standing_of(state)
+            self.log.rewind(self.standing.step)
+            self.reporter.say(f"going on from {path}: step {self.standing.step:,}, epoch {self.standing.epoch}, "
+                              f"update {self.standing.position} of it")
+        if self.cluster.is_first:
+            self.run.write_config()
+        if self.cluster.size > 1:
+            self.reporter.say(f"{self.cluster.size} processes, {self.order.pieces} pieces of each update")
+
+    def newest(self) -> tuple[Path, Checkpoint | None]:
+        """The newest whole checkpoint and where it lies, those that are damaged set aside; None: there is none yet."""
         damaged = []
         for path in reversed(self.run.checkpoints()):
             try:
                 saved = checkpoints.load(path)
             except CheckpointError as error:
-                self.reporter.say(f"Warning: {error}\nGoing on from the checkpoint before it.")
+                self.reporter.warn(f"{error}\nGoing on from the checkpoint before it.")
                 damaged.append(path)
                 continue
-            put_weights(self.model, saved.model, path)
-            put_optimizer(self.optimizer, self.model, saved.optimizer, path)
-            self.standing = self.standing_of(saved.state)
             self.run.set_aside(damaged)
-            self.log.rewind(self.standing.step)
-            self.reporter.say(f"going on from {path}: step {self.standing.step:,}, epoch {self.standing.epoch}, "
-                              f"update {self.standing.position} of it")
-            return
+            return path, saved
         if damaged:
             raise CheckpointError(f"{self.run.folder}: all of its checkpoints are damaged. Start anew with "
                                   "--fresh --force")
-        self.log.rewind(0)
-        size = sum(weights.numel() for weights in self.model.parameters())
-        self.reporter.say(f"model: {size:,} parameters, on {self.device}, matrix products in "
-                          f"{measured(self.precision, self.device)}; {self.order.updates(0):,} updates an epoch")
+        return self.run.folder, None
 
     def standing_of(self, state: Mapping[str, Any]) -> Standing:
         """Where a checkpoint's training stood, as far as the settings still say the same."""
@@ -259,6 +320,8 @@ class Trainer:
 
     def finish(self) -> None:
         """Average the last checkpoints where that is asked for, and say how it ended."""
+        if not self.cluster.is_first:
+            return
         standing, settings = self.standing, self.config.train
         last = self.run.validated()[-settings.average :]
         if len(last) > 1 and not self.averaged(last):
@@ -284,7 +347,7 @@ class Trainer:
         put_weights(self.model, mean_weights(paths), self.run.average_path)
         scores = self.validation.scores(self.model)
         metric = self.config.train.metric
-        state = {"step": self.standing.step, "of": [path.name for path in paths], "score": scores[metric],
+        state = {"step": self.standing.step, "of": [path.name for path in paths], "score": score_of(scores, metric),
                  "metric": metric, "versions": versions()}
         checkpoints.save(self.run.average_path, Checkpoint(weights_of(self.model), {}, state))
         put_weights(self.model, own, self.run.folder)
@@ -292,61 +355,6 @@ class Trainer:
                           + "  ".join(f"{name} {value:.3f}" for name, value in scores.items()))
 
 
-class Clock:
-    """Adds the time that passes to a standing's seconds."""
-
-    def __init__(self, standing: Standing):
-        self.standing = standing
-        self.wall, self.cpu = time.perf_counter(), time.process_time()
-
-    def lap(self) -> float:
-        """Seconds since the last lap."""
-        wall, cpu = time.perf_counter(), time.process_time()
-        seconds = wall - self.wall
-        self.standing.seconds += seconds
-        self.standing.cpu_seconds += cpu - self.cpu
-        self.wall, self.cpu = wall, cpu
-        return seconds
-
-
-@dataclass
-class Stop:
-    """The signal that asked the training to stop, once one has."""
-
-    signal: int | None = None
-
-
-@contextmanager
-def signals() -> Iterator[Stop]:
-    """Have SIGINT and SIGTERM ask for a stop at the end of a step; a second one ends at once."""
-    stop = Stop()
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        if stop.signal is not None:
-            raise KeyboardInterrupt
-        stop.signal = number
-
-    try:
-        before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not in the main thread, where signals do not arrive
-        before = {}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def pick_device(name: str) -> torch.device:
-    """The device a config asks for; "auto" takes a GPU where there is one."""
-    available = torch.cuda.is_available()
-    if name == "cuda" and not available:
-        raise RunError('train.device = "cuda", but torch sees no GPU here. Use "auto" or "cpu", or install a torch '
-                       "with CUDA")
-    return torch.device("cuda" if available and name != "cpu" else "cpu")
-
-
-def versions() -> dict[str, str]:
-    """What made a checkpoint: versions and the kind of machine."""
-    return {"regard": __version__, "torch": torch.__version__, "python": platform.python_version(),
-            "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"}
+def score_of(scores: Mapping[str, float], metric: str) -> float | None:
+    """A validation's score by a metric; none of a model whose loss is no number, whatever its outputs are worth."""
+    return scores[metric] if all(map(math.isfinite, scores.values())) else None

@@ -14,12 +14,16 @@ class Reporter:
 
     Args:
         config: for the number of updates and the time limit.
-        quiet: say nothing at all.
+        quiet: say nothing but warnings.
+        silent: say nothing at all: another process does.
         console: where to talk; default: stderr.
     """
 
-    def __init__(self, config: TrainConfig, quiet: bool = False, console: Console | None = None):
-        self.config = config
+    def __init__(
+        self, config: TrainConfig, quiet: bool = False, console: Console | None = None, silent: bool = False
+    ):
+        self.config, self.silent = config, silent
+        quiet = quiet or silent
         self.console = console or Console(stderr=True, quiet=quiet, soft_wrap=True)
         self.bar = Progress(
             TextColumn("[bold]training"),
@@ -44,6 +48,12 @@ class Reporter:
     def say(self, line: str) -> None:
         """One line that stays."""
         self.console.print(line, markup=False, highlight=False)
+
+    def warn(self, line: str) -> None:
+        """A line that stays and is seen by those too who asked for quiet."""
+        quiet, self.console.quiet = self.console.quiet, self.silent
+        self.say(f"Warning: {line}")
+        self.console.quiet = quiet
 
     def step(self, step: int) -> None:
         """Move the bar."""

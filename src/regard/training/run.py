@@ -1,19 +1,25 @@
 """A run's folder: where its config, data, checkpoints and figures lie.
 
-    config.toml   tokenizer/   data/   checkpoints/   metrics.jsonl   tensorboard/
+    config.toml   tokenizer/   data/   checkpoints/   metrics.jsonl   tensorboard/   .lock
 """
 
 import json
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from regard.config import Config, read_config, write_config
 from regard.errors import CheckpointError, RunError
-from regard.training.checkpoint import UNFINISHED, disk_errors, read_json
+from regard.training.changes import check_changes
+from regard.training.checkpoint import UNFINISHED, discard, disk_errors, flush, read_json, state_of, tidy, write_whole
+from regard.training.device import versions
+from regard.training.lock import lock
+from regard.training.progress import Reporter
 
+LOCK = ".lock"
 BETTER = {"bleu": 1, "token_error_rate": -1, "loss": -1}
 """Which way each validation metric is better: 1 up, -1 down."""
 
@@ -47,7 +53,8 @@ class Run:
         return cls(folder, read_config(folder / "config.toml"))
 
     @classmethod
-    def create(cls, path: str | Path, config: Config, *, fresh: bool = False, force: bool = False) -> "Run":
+    def create(cls, path: str | Path, config: Config, *, fresh: bool = False, force: bool = False,
+               reporter: Reporter | None = None) -> "Run":
         """Make the folder, or go on in one that this config's training has made.
 
         Args:
@@ -55,35 +62,56 @@ class Run:
             config: what to train.
             fresh: start anew; what an earlier training left there is deleted, which needs `force`.
             force: allow that.
+            reporter: is told what has changed in the config.
 
         Raises:
-            RunError: the folder cannot be made, holds something else or the checkpoints of another model, or would
-                lose its checkpoints and `force` is not given.
+            RunError: the folder cannot be made, holds something else or the checkpoints of another training, or
+                would lose its checkpoints and `force` is not given.
         """
         run = cls(Path(path), config)
-        if run.folder.exists() and not run.folder.is_dir():
-            raise RunError(f"{run.folder}: is a file; a run needs a folder. Choose another --out")
-        if run.folder.is_dir() and any(run.folder.iterdir()) and not run.config_file.is_file():
-            raise RunError(f"{run.folder}: holds other files and is no run; nothing was written. Choose another --out")
+        _refuse_strangers(run.folder)
+        for folder in (run.folder, run.folder / "checkpoints"):
+            tidy(folder)
         if fresh and run.checkpoints():
-            if not force:
-                raise RunError(f"{run.folder}: holds {len(run.checkpoints())} checkpoints, which --fresh would delete. "
-                               "Add --force to delete them, or choose another --out")
-            for name in ("checkpoints", "data", "tokenizer", "tensorboard"):
-                shutil.rmtree(run.folder / name, ignore_errors=True)
-            run.metrics_file.unlink(missing_ok=True)
+            run._empty(force)
         elif run.checkpoints():
-            run._refuse_another_model(cls.open(run.folder).config)
+            run._refuse_another(reporter)
         with disk_errors(run.folder):
-            (run.folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-        if not run.config_file.is_file():
-            run.write_config()
+            run.folder.mkdir(parents=True, exist_ok=True)
+            if not run.config_file.is_file():  # first of all: it makes the folder a run, whenever a kill comes
+                run.write_config()
+            (run.folder / "checkpoints").mkdir(exist_ok=True)
+            flush(run.folder)
+            with suppress(PermissionError):  # one may write below a folder that one may not read
+                flush(run.folder.parent)
         return run
+
+    @staticmethod
+    @contextmanager
+    def locked(path: str | Path, warn: Callable[[str], object]) -> Iterator[None]:
+        """Keep other trainings out of a folder, which is made if it is missing.
+
+        Args:
+            path: the folder.
+            warn: told where the file system has no locks.
+
+        Raises:
+            RunError: another training is in it, or it cannot be made, or holds something else.
+        """
+        folder = Path(path)
+        _refuse_strangers(folder)
+        with disk_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        with lock(folder / LOCK, warn):
+            yield
 
     def write_config(self) -> None:
         """Write config.toml; done again once a training has found that it can go on with a changed config."""
-        with disk_errors(self.config_file):
-            write_config(self.config, self.config_file)
+        write_whole(self.config_file, lambda file: write_config(self.config, file))
+
+    def record(self) -> dict[str, Any]:
+        """What each checkpoint says of the training that makes it: its config, and the fingerprint of its data."""
+        return {"config": self.config.model_dump(mode="json"), "data": self.fingerprint}
 
     @property
     def config_file(self) -> Path:
@@ -94,6 +122,20 @@ class Run:
     def metrics_file(self) -> Path:
         """One JSON object a line, for each logged step and each validation."""
         return self.folder / "metrics.jsonl"
+
+    @property
+    def prepared(self) -> Path:
+        """Where the prepared data lies."""
+        data = self.config.data
+        return data.root / data.prepared.expanduser() if data.prepared else self.folder / "data"
+
+    @property
+    def fingerprint(self) -> str | None:
+        """Of the text and the settings that the run's tokenizer and data were made from; None where there are none."""
+        try:
+            return read_json(self.folder / "tokenizer" / "manifest.json").get("fingerprint")
+        except CheckpointError:
+            return None
 
     def step_path(self, step: int) -> Path:
         """Where the checkpoint of a step lies."""
@@ -144,14 +186,12 @@ class Run:
         return [json.loads(line) for line in lines[:-1]]
 
     def prune(self, keep: int) -> None:
-        """Delete checkpoints but the last `keep` validated, the last two and the best, and what a killed save left."""
+        """Delete checkpoints but the last `keep` validated, the last two and the best."""
         validated = self.validated()
         kept = {*self.checkpoints()[-2:], *validated[-keep:], self._best_of(validated)}
         for path in self.checkpoints():
             if path not in kept:
-                shutil.rmtree(path)
-        for path in (self.folder / "checkpoints").glob(f"{UNFINISHED}*"):
-            shutil.rmtree(path, ignore_errors=True)
+                discard(path)
 
     def set_aside(self, paths: Iterable[Path]) -> None:
         """Rename damaged checkpoints, so that they are not counted among the last ones."""
@@ -170,18 +210,62 @@ class Run:
         """A checkpoint's validation score, the higher the better; None where it has none by this run's metric."""
         metric = self.config.train.metric
         try:
-            state = read_json(path / "state.json")
+            state = state_of(path)
         except CheckpointError:
             return None
         score = state.get("score") if state.get("metric") == metric else None
         return None if score is None else score * BETTER[metric]
 
-    def _refuse_another_model(self, before: Config) -> None:
-        """Going on is exact only with the model that began; of its settings the dropouts alone may change."""
-        old, new = before.model.model_dump(), self.config.model.model_dump()
-        changes = [f"{name} = {new.get(name)!r} (was {old.get(name)!r})" for name in sorted(old.keys() | new.keys())
-                   if old.get(name) != new.get(name) and "dropout" not in name]
-        if changes:
-            named = ", ".join(changes[:3]) + (" …" if len(changes) > 3 else "")
-            raise RunError(f"{self.folder}: holds checkpoints of another model: [model] now has {named}. Put it back "
-                           "to go on, or begin anew with --fresh or another --out")
+    def _empty(self, force: bool) -> None:
+        """Delete what an earlier training left."""
+        if not force:
+            raise RunError(f"{self.folder}: holds {len(self.checkpoints())} checkpoints, which --fresh would delete. "
+                           "Add --force to delete them, or choose another --out")
+        for path in (self.folder / "checkpoints").iterdir():
+            discard(path)
+        for name in ("data", "tokenizer", "tensorboard", self.metrics_file.name):
+            path = self.folder / name
+            if path.exists() and not path.is_symlink():  # a link leads to what others may use too
+                discard(path)
+
+    def _refuse_another(self, reporter: Reporter | None) -> None:
+        """Going on is exact only with what the training began with; what else has changed is told."""
+        state = self._last_state()
+        before = state.get("config") or Run.open(self.folder).config.model_dump(mode="json")
+        check_changes(self.folder, before, self.config, reporter)
+        if state and reporter:
+            _tell_versions(state, reporter)
+        if state.get("data") not in (None, self.fingerprint):
+            raise RunError(f"{self.folder / 'tokenizer'}: is not that of the data which the checkpoints learned from. "
+                           "Put it back to go on, or begin anew with --fresh or another --out")
+
+    def _last_state(self) -> dict[str, Any]:
+        """The state.json of the newest checkpoint that can be read; empty where none can."""
+        for path in reversed(self.checkpoints()):
+            try:
+                return state_of(path)
+            except CheckpointError:
+                continue
+        return {}
+
+
+def _tell_versions(state: Mapping[str, Any], reporter: Reporter) -> None:
+    """Say why going on from a checkpoint may not be exact to the last bit."""
+    if "format" not in state:
+        reporter.warn("the last checkpoint is of format 1, and the data came in another order then: the rest of the "
+                      "epoch may show some pairs again and leave others out. The training goes on, but not to the last "
+                      "bit")
+    now = versions()
+    others = [f"{name} {made} then, {now[name]} now" for name, made in state.get("versions", {}).items()
+              if name in ("regard", "torch") and made != now[name]]
+    if others:
+        reporter.say(f"{', '.join(others)}: the same to the last bit is promised with the same versions alone")
+
+
+def _refuse_strangers(folder: Path) -> None:
+    """Refuse a folder that no training has made."""
+    if folder.exists() and not folder.is_dir():
+        raise RunError(f"{folder}: is a file; a run needs a folder. Choose another --out")
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    if "config.toml" not in names and names - {LOCK, f"{UNFINISHED}config.toml"}:
+        raise RunError(f"{folder}: holds other files and is no run; nothing was written. Choose another --out")

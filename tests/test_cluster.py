@@ -1,0 +1,119 @@
+"""Processes that train together: what they send each other, and what happens when one of them ends."""
+
+import hashlib
+import os
+import socket
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+
+from conftest import make_config
+from regard.errors import RunError
+from regard.training import checkpoint as checkpoints
+from regard.training.cluster import Cluster, joined
+from regard.training.loop import train
+from regard.training.optimizer import RANDOM
+from regard.training.run import Run
+
+CPU = torch.device("cpu")
+
+
+def started(rank, size, port, folder, work):
+    """The body of one process: join, work, and write what came of it."""
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    with joined(CPU) as cluster:
+        try:
+            result = work(cluster)
+        except RunError as error:
+            result = f"RunError: {error}"
+    (folder / str(rank)).write_text(str(result))
+
+
+def run_together(body, size, *given):
+    """Run body(rank, size, port, *given) in so many processes."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.spawn(body, (size, port, *given), nprocs=size)
+
+
+def together(tmp_path, size, work):
+    """What each of so many processes found."""
+    run_together(started, size, tmp_path, work)
+    return [(tmp_path / str(rank)).read_text() for rank in range(size)]
+
+
+def talk(cluster):
+    values = [torch.tensor([0.1 * 3**piece, 1.0]) for piece in range(5)[cluster.part]]
+    ordered = cluster.sum_in_order(values, 5).tolist()
+    total = cluster.sum(sum(values)).tolist()
+    state = cluster.agree_on({"a": torch.arange(3), "b": torch.ones(2, 2)} if cluster.is_first else {})
+    told = cluster.agree({"score": 3.5, "names": ["x"]} if cluster.is_first else None)
+    return ordered, [round(one, 4) for one in total], {name: each.tolist() for name, each in state.items()}, told
+
+
+def unlike(cluster):
+    cluster.refuse_unlike("data", "same")
+    cluster.refuse_unlike("data", f"digest of {min(cluster.rank, 1)}")
+
+
+def leave(cluster):
+    if cluster.rank == 1:
+        os._exit(0)
+    return cluster.sum(torch.ones(3)).tolist()
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_all_find_what_one_alone_finds(tmp_path, size):
+    alone = talk(Cluster(0, 1, CPU))
+    assert together(tmp_path, size, talk) == [str(alone)] * size
+
+
+def test_a_process_with_other_data_ends_all(tmp_path):
+    first, second, third = together(tmp_path, 3, unlike)
+    assert first.startswith("RunError: process 0 of 3: 2 of the processes have other data than the first. Give all")
+    assert "this one has digest of 1" in second and "this one has digest of 1" in third
+
+
+def test_those_that_are_left_alone_say_so(tmp_path):
+    (tmp_path / "1").write_text("")
+    first, _ = together(tmp_path, 2, leave)
+    assert "RunError: process 0 of 2: another process of this training has ended" in first
+    assert "torchrun --max-restarts" in first
+
+
+def trained(rank, size, port, config, out):
+    """The body of one process that trains."""
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    train(config, out, quiet=True)
+
+
+def train_together(config, out, size, steps=12):
+    """The losses of all updates, and the digest of the weights and the optimizer's state at the end."""
+    config = config.model_copy(update={"train": config.train.model_copy(update={"steps": steps})})
+    if size == 1:
+        train(config, out, quiet=True)
+    else:
+        run_together(trained, size, config, out)
+    run = Run.open(out)
+    last = checkpoints.load(run.checkpoints()[-1])
+    tensors = {**last.model, **{name: each for name, each in last.optimizer.items() if not name.startswith(RANDOM)}}
+    digest = hashlib.sha256(b"".join(tensors[name].numpy().tobytes() for name in sorted(tensors))).hexdigest()
+    return [row["loss"] for row in run.metrics() if row["kind"] == "train"], digest
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_any_number_of_processes_trains_the_same_model(corpus, tmp_path, deterministic):
+    """With dropout; sharing ends and begins anew in the middle."""
+    config = make_config(corpus, "transformer-post", accumulate=4, deterministic=deterministic)
+    found = {size: train_together(config, tmp_path / str(size), size) for size in (1, 2, 4)}
+    train_together(config, tmp_path / "changed", 2, steps=8)
+    found["2, then 1"] = train_together(config, tmp_path / "changed", 1)
+    losses, digest = found.pop(1)
+    assert len(losses) == 12
+    for how, (others, other_digest) in found.items():
+        assert others == (losses if deterministic else pytest.approx(losses, abs=1e-5)), how
+        assert not deterministic or other_digest == digest, how
