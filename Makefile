@@ -4,16 +4,19 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-slow lint clean
+.PHONY: demo test test-slow proof lint clean
 
 demo: $(VENV)/installed-demo
 	$(BIN)/regard demo --out demo
 
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow and not proof"
 
 test-slow: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -m slow
+
+proof: $(VENV)/installed-dev
+	$(BIN)/python -m pytest -m proof
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

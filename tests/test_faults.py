@@ -166,8 +166,9 @@ def check(place, folder, options):
 
 TRAININGS = {"new": {}, "begun": {}, "damaged": {}, "fresh": {"fresh": True, "force": True}}
 FAULTS = (killed, killed_while_it_writes, full, broken, too_large)
-EVERY = [pytest.param(name, fault, id=f"{name}-{fault.__name__}", marks=[] if (name, fault) == ("begun", killed) else
-                      pytest.mark.slow) for name in TRAININGS for fault in FAULTS]
+MARKS = {("begun", killed): []} | {("begun", fault): pytest.mark.slow for fault in FAULTS[1:]}
+EVERY = [pytest.param(name, fault, id=f"{name}-{fault.__name__}", marks=MARKS.get((name, fault), pytest.mark.proof))
+         for name in TRAININGS for fault in FAULTS]
 
 
 @pytest.mark.parametrize("name, fault", EVERY)
