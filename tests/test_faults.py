@@ -254,7 +254,7 @@ def small_disk(tmp_path):
         subprocess.run(["umount", "--lazy", str(disk)], check=True)  # the tensors of a checkpoint are its mapped file
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 @pytest.mark.skipif(shutil.which("mount") is None, reason="needs mount")
 def test_a_disk_that_is_really_full(place, small_disk):
     """With one page more of room each time, until it is enough."""

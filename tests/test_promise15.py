@@ -43,7 +43,7 @@ def lively(name):
     raise AssertionError(f"{name}: all seeds give a model that says the same to every sentence")
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 @pytest.mark.parametrize("family", [*FAMILIES, "ensemble"])
 def test_a_thousand_sentences_are_translated_alike_in_all_batches(family, promise15):
     sources, settings = thousand(), DecodeConfig(beam=5, max_length=10)
