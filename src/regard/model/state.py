@@ -83,8 +83,8 @@ class Past:
             self.blocks[name] = torch.cat([self.blocks[name][:, :, :start], new], dim=2) if start else new
         return self.blocks[name][:, :, : self.used]
 
-    def pack(self, places: Tensor, sources: Tensor, room: int = 0) -> "Past":
-        """The slots that rows hold whose places are (R', t), of sources int64 (N',); and room for some more."""
+    def pack(self, places: Tensor, sources: Tensor, room: int) -> "Past":
+        """The slots that rows hold whose places are (R', t), of sources int64 (N',); and room for so many more."""
         own = places.view(len(sources), places.numel() // max(1, len(sources)))  # (N', K' t)
         held = torch.zeros(len(sources), self.used, dtype=torch.bool, device=own.device).scatter(1, own, True)
         most = int(held.sum(1).max()) if held.numel() else 0
@@ -93,12 +93,9 @@ class Past:
         for name, block in self.blocks.items():
             vectors = block.transpose(1, 2).flatten(2)  # (N, C, D)
             rows = (sources[:, None] * vectors.shape[1] + slots).flatten()
-            kept = vectors.flatten(0, 1).index_select(0, rows).view(len(sources), most, *block.shape[1::2])
+            kept = vectors.new_empty(len(sources), most + room, *block.shape[1::2])
+            kept[:, :most] = vectors.flatten(0, 1).index_select(0, rows).view(kept[:, :most].shape)
             blocks[name] = kept.transpose(1, 2)
-            if room:
-                wide = kept.new_empty(len(sources), most + room, *block.shape[1::2])
-                wide[:, :most] = kept
-                blocks[name] = wide.transpose(1, 2)
         return Past((held.cumsum(1) - 1).gather(1, own).view_as(places), most, blocks, [most])
 
     def hidden(self, tokens: int, beam: int, bias: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
@@ -160,7 +157,7 @@ class State:
             memory, shared = memory.select(sources), {name: x.index_select(0, sources) for name, x in shared.items()}
         if past is not None:
             places = past.places.index_select(0, rows)
-            past = replace(past, places=places) if stay else past.pack(places, sources)
+            past = replace(past, places=places) if stay else past.pack(places, sources, ROOM * beam)
         cache = {name: tensor.index_select(0, rows) for name, tensor in self.cache.items()}
         return State(memory, self.length, cache, shared, past, beam)
 
