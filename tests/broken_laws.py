@@ -24,7 +24,7 @@ from torch.autograd.gradcheck import GradcheckError
 from regard.data.batches import Batch
 from regard.decode import search
 from regard.decode.hypotheses import Paths
-from regard.model import attention, conv, layers, positions, rnn, seq2seq, transformer
+from regard.model import attention, conv, layers, positions, rnn, seq2seq
 from regard.model.state import Memory, Past, State
 from regard.text.tokenizer import EOS
 from regard.training import checkpoint, device, loop, objective
