@@ -52,7 +52,7 @@ def test_a_thousand_sentences_are_translated_alike_in_all_batches(family, promis
     assert list(found) == ["7", "64", "64, others", "by tokens"]
     assert all(each["different"] == 0 and each["score"] < 1e-4 for each in found.values()), found
     outputs = promise15.outputs(model, sources, settings, promise15.PARTINGS["64"])
-    assert len({tuple(one.tokens) for one in outputs}) > 100
+    assert len({tuple(one.tokens) for one in outputs}) > 50
 
 
 def test_an_output_that_depends_on_its_batch_is_found(promise15):
