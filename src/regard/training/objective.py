@@ -14,8 +14,9 @@ from regard.model.pointer import mixed_log_probabilities
 from regard.model.seq2seq import Seq2Seq
 from regard.model.state import Taps
 
-PIECE = 1024
-"""Rows whose logits exist at one time: 1,024 x 10,000 bfloat16 are 20 MB."""
+PIECE = 512
+"""Rows whose logits exist at one time: 512 x 10,000 bfloat16 are 10 MB. Their products, 128 wide, run at 89% of the
+peak, those of 1,024 rows at 81% (docs/log.md, 2026-11-21)."""
 
 
 class _ProjectedCrossEntropy(torch.autograd.Function):
