@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from conftest import make_batch, model_config
-from regard.model.seq2seq import LARGE, build_model
+from regard.model.seq2seq import build_model
+from regard.products import LARGE
 
 
 @pytest.mark.parametrize("name", ["fixed-elman", "transformer-pre"])

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from regard.config_model import AnyModelConfig, RNNDecoderConfig
 from regard.data.batches import Batch
@@ -17,25 +16,13 @@ from regard.model.pointer import mixed_log_probabilities
 from regard.model.rnn import RNNDecoder, RNNEncoder, reverse
 from regard.model.state import Memory, State, Taps
 from regard.model.transformer import TransformerDecoder, TransformerEncoder
+from regard.products import product
 
 ENCODERS: dict[str, Callable[[Any, Embedding], nn.Module]] = {
     "rnn": RNNEncoder, "conv": ConvEncoder, "transformer": TransformerEncoder}
 DECODERS: dict[str, Callable[[Any, Embedding, int], RNNDecoder | ConvDecoder | TransformerDecoder]] = {
     "rnn": RNNDecoder, "conv": ConvDecoder, "transformer": TransformerDecoder}
 """The parts of a model by the kind of their settings; a decoder is told the width of the memory that it looks at."""
-ONEDNN, LARGE = "cpu" if torch._C._has_mkldnn else "nowhere", 1 << 18
-"""Where a search's logits are made by oneDNN, which takes AVX-512 also where torch's own choice does not, and from how
-many numbers of the output table on."""
-PACKED: Any = WeakTensorKeyDictionary()
-
-
-def packed(table: Tensor) -> Tensor:
-    """A table in the order in which oneDNN reads it fastest, made anew when the table has changed."""
-    mark = table.data_ptr(), table._version
-    known: tuple[Any, Tensor] | None = PACKED.get(table)
-    if known is None or known[0] != mark:
-        known = PACKED[table] = mark, torch.ops.mkldnn._reorder_linear_weight(table.detach())
-    return known[1]
 
 
 class Seq2Seq(nn.Module):
@@ -89,11 +76,8 @@ class Seq2Seq(nn.Module):
 
     def project(self, features: Tensor) -> Tensor:
         """Features (…, D) -> logits (…, V)."""
-        exact = features.dtype == self.output.dtype == torch.float32 and features.device.type == ONEDNN
-        if torch.is_grad_enabled() or not exact or self.output.numel() < LARGE:
-            return nn.functional.linear(features, self.output)
-        logits: Tensor = torch.ops.mkldnn._linear_pointwise(features, packed(self.output), None, "none", [], "")
-        return logits
+        multiply = nn.functional.linear if torch.is_grad_enabled() else product
+        return multiply(features, self.output)
 
     def log_probabilities(self, features: Tensor, source: Tensor) -> Tensor:
         """What follows each position: float32 or wider (B, T, V), nats.
