@@ -32,6 +32,7 @@ def test_shapes():
 def test_logits_of_a_search_are_those_of_training_also_after_an_update():
     torch.manual_seed(1)
     model, features = build_model(model_config("transformer-pre"), 9, 40000), torch.randn(10, 2, 8)
+    model.requires_grad_(False)
     assert model.output.numel() >= LARGE
     for x in (features, features[::2, -1:], features.double(), features):
         model.to(x.dtype)
@@ -42,6 +43,17 @@ def test_logits_of_a_search_are_those_of_training_also_after_an_update():
     torch.testing.assert_close(log_p, nn.functional.linear(features, model.output).log_softmax(-1))
     other = copy.deepcopy(model)
     torch.testing.assert_close(other.project(features), model.project(features), rtol=0, atol=0)
+
+
+def test_logits_of_a_search_are_those_of_training_also_after_a_fused_optimizer():
+    """Which tells nobody that it has changed the weights."""
+    model, features = build_model(model_config("transformer-pre"), 9, 40000), torch.randn(10, 2, 8)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1.0, fused=True)
+    for _ in range(2):
+        with torch.no_grad():
+            torch.testing.assert_close(model.project(features), nn.functional.linear(features, model.output))
+        model.project(features).sum().backward()
+        optimizer.step()
 
 
 def test_weights_follow_the_seed():

@@ -17,16 +17,19 @@ PACKED: Any = WeakTensorKeyDictionary()
 
 
 def product(x: Tensor, table: Tensor) -> Tensor:
-    """x @ table.T, without a gradient: (…, D) and (V, D) -> (…, V)."""
+    """x @ table.T, without a gradient: (…, D) and (V, D) -> (…, V).
+
+    A table that learns is left as it is: torch's fused optimizers change weights without a sign that they have changed.
+    """
     exact = x.dtype == table.dtype == torch.float32 and x.device.type == ONEDNN
-    if not exact or table.numel() < LARGE:
+    if not exact or table.requires_grad or table.numel() < LARGE:
         return torch.nn.functional.linear(x, table)
     made: Tensor = torch.ops.mkldnn._linear_pointwise(x, packed(table), None, "none", [], "")
     return made
 
 
 def packed(table: Tensor) -> Tensor:
-    """A table in the order in which oneDNN reads it fastest, made anew when the table has changed."""
+    """A table in the order in which oneDNN reads it fastest, made anew when the table has been written to."""
     mark = table.data_ptr(), table._version
     known: tuple[Any, Tensor] | None = PACKED.get(table)
     if known is None or known[0] != mark:

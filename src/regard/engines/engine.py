@@ -79,8 +79,8 @@ class Torch:
 
     @cached_property
     def model(self) -> Seq2Seq | Ensemble:
-        """In eval mode."""
-        model = self.given if isinstance(self.given, Seq2Seq | Ensemble) else self.given()
+        """In eval mode; what is made here is not for learning."""
+        model = self.given if isinstance(self.given, Seq2Seq | Ensemble) else self.given().requires_grad_(False)
         return model.eval() if self.precision == "float32" else model.eval().to(getattr(torch, self.precision))
 
     @property
