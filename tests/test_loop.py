@@ -10,8 +10,11 @@ import torch
 from rich.console import Console
 
 from conftest import make_config
+from regard import products
 from regard.data.shards import prepare
 from regard.errors import CheckpointError, DataError, Interrupted, RunError
+from regard.model.seq2seq import build_model
+from regard.text.tokenizer import Tokenizers
 from regard.training import checkpoint as checkpoints
 from regard.training import loop
 from regard.training.cluster import Cluster
@@ -19,6 +22,7 @@ from regard.training.loop import Stop, Trainer, pick_device, signals, train
 from regard.training.progress import Reporter
 from regard.training.run import Run
 from regard.training.schedule import learning_rate
+from regard.training.validation import Validation
 
 
 def trainer_of(config, folder):
@@ -53,6 +57,24 @@ def test_a_training_learns_and_leaves_what_it_promises(corpus, tmp_path):
     assert state["versions"].keys() == {"regard", "torch", "python", "machine"}
     best = min(rows["valid"], key=lambda row: row["token_error_rate"])
     assert run.best() == run.step_path(best["step"]) and state["best_step"] == best["step"]
+
+
+@pytest.mark.parametrize("ema", [0, 0.9])
+def test_a_validation_scores_the_weights_that_are_saved(corpus, tmp_path, monkeypatch, ema):
+    """With an output table of a size that search keeps in an order of its own."""
+    monkeypatch.setattr(products, "LARGE", 1)
+    run = train(make_config(corpus, steps=40, validate_every=20, metric="token_error_rate", ema=ema), tmp_path / "run",
+                quiet=True)
+    tokenizers = Tokenizers.load(run.folder / "tokenizer")
+    validation = Validation(run.config, tokenizers, torch.device("cpu"))
+    told = {row["step"]: row for row in run.metrics() if row["kind"] == "valid"}
+    assert len(run.checkpoints()) == 2
+    for path in run.checkpoints():
+        saved = checkpoints.load(path)
+        model = build_model(run.config.model, *(side.size for side in tokenizers))
+        checkpoints.put_weights(model, saved.model, path)
+        for name, score in validation.scores(model).items():
+            assert score == pytest.approx(told[saved.state["step"]][name], abs=1e-6), (path, name)
 
 
 def test_every_epoch_is_read_in_its_order_and_each_row_of_figures_is_about_its_own_window(corpus, tmp_path):
