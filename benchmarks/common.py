@@ -129,6 +129,17 @@ def batches_of(corpus: Corpus, batch_tokens: int, count: int) -> list[Batch]:
     return [order.update(epoch, position)[0] for epoch, position in places]
 
 
+def peak(kind: torch.dtype, size: int = 2048, seconds: float = 2.0) -> float:
+    """Operations a second that square matrices of this type are multiplied with on this machine."""
+    a, times = torch.randn(size, size).to(kind), []
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or len(times) < 3:
+        start = time.perf_counter()
+        torch.mm(a, a)
+        times.append(time.perf_counter() - start)
+    return 2 * size**3 / statistics.median(times)
+
+
 Make = Callable[[], Contestant]
 """What makes a contestant, in the process that it is timed in."""
 

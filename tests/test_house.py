@@ -17,9 +17,9 @@ FLOORS = {
     "decode": 6, "look": 6, "metrics": 6,
     "training": 7, "engines": 7,
     "translator": 8,
-    "evaluate": 9, "export": 9,
+    "evaluate": 9, "export": 9, "distill": 9,
     "demo": 10,
-    "cli": 11,
+    "cli": 11, "__main__": 12,
 }
 MODULES = {".".join(("regard", *path.relative_to(SOURCE).with_suffix("").parts)).removesuffix(".__init__"): path
            for path in SOURCE.rglob("*.py")}
