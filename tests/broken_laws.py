@@ -212,6 +212,10 @@ def coverage_without_gradient(patch):
     change(patch, objective, "coverage_loss", lambda original, weights, mask: original(weights.detach(), mask))
 
 
+def guidance_without_gradient(patch):
+    change(patch, objective, "alignment_loss", lambda original, weights, links: original(weights.detach(), links))
+
+
 # --- search --------------------------------------------------------------------------------------------------------
 
 
@@ -401,6 +405,7 @@ LAWS = {
         Fault("the output table's gradient is halved", "after-dot", half_of_the_tables_gradient),
         Fault("the copy gate has no gradient", "before-copy", gate_without_gradient),
         Fault("the coverage loss has no gradient", "before-coverage", coverage_without_gradient),
+        Fault("guided alignment has no gradient", "transformer-pre", guidance_without_gradient),
     ],
     "test_resumed_is_uninterrupted": [
         Fault("the epoch begins anew", "transformer-pre", epoch_begins_anew),

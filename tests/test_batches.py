@@ -11,8 +11,8 @@ from regard.text.tokenizer import BOS, EOS, PAD
 class Known:
     """A corpus of random lengths in which each row's ids tell the row."""
 
-    def __init__(self, rows=200, longest=12):
-        draw = np.random.default_rng(1)
+    def __init__(self, rows=200, longest=12, parts=()):
+        draw, self.parts = np.random.default_rng(1), parts
         self.source_lengths, self.target_lengths = draw.integers(1, longest, (2, rows))
 
     def __len__(self):
@@ -23,6 +23,9 @@ class Known:
 
     def target(self, row):
         return [row + 10] * self.target_lengths[row]
+
+    def alignment(self, row):
+        return None
 
 
 def test_batch_shifts_the_target_and_masks_the_padding():

@@ -2,6 +2,7 @@
 
 import io
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from rich.console import Console
 
 from conftest import make_config
 from regard import __version__
+from regard.config import CorpusConfig
 from regard.errors import RunError
 from regard.training.changes import ORDER, REFUSED, check_changes
 from regard.training.checkpoint import Checkpoint, save
@@ -57,8 +59,11 @@ def changed(config, section, **settings):
     ("tokenizer", {"size": 99, "shared": False},
      "holds checkpoints that learned from other tokens: [tokenizer] now has shared = False (was True), size = 99 (was"),
     ("data", {"max_tokens": 9}, "holds checkpoints that learned from other data: [data] now has max_tokens = 9 (was "),
+    ("data", {"train": [CorpusConfig(source="train.source", target="train.target", weight=2)]},
+     "holds checkpoints that saw the corpora in other shares: [data] now has train.1.weight = 2.0 (was 1.0). Put"),
     ("train", {"optimizer": "sgd"}, "holds the state of another optimizer: [train] now has optimizer = 'sgd' (was"),
     ("train", {"freeze": ("encoder",)}, "the optimizer's state of other weights: [train] now has freeze = ['encoder']"),
+    ("train", {"start_from": Path("/base")}, "checkpoints that began otherwise: [train] now has start_from = '/base'"),
 ], ids=REFUSED)
 def test_what_is_refused(section, settings, message, tmp_path):
     before = make_config(tmp_path)
@@ -66,6 +71,15 @@ def test_what_is_refused(section, settings, message, tmp_path):
         told(before, changed(before, section, **settings))
     assert str(error.value).startswith("run: ") and message in str(error.value)
     assert str(error.value).endswith(". Put it back to go on, or begin anew with --fresh or another --out")
+
+
+def test_where_weights_and_tokenizers_came_from_may_move_or_go(tmp_path):
+    config = make_config(tmp_path)
+    before = changed(changed(config, "train", start_from=Path("/a")), "tokenizer", take_from=Path("/b"))
+    after = changed(changed(config, "train", start_from=None), "tokenizer", take_from=Path("/c"))
+    assert told(before, after, quiet=True) == (
+        "Warning: tokenizer.take_from = '/c' (was '/b'), train.start_from = None (was '/a'): means nothing any more, "
+        "for the checkpoints hold what came of it. To begin with another run, use --fresh or another --out\n")
 
 
 def test_all_that_is_refused_is_named_at_once_and_of_a_section_three(tmp_path):

@@ -1,6 +1,7 @@
 """The command line as people use it: what it prints where, its exit codes, and every mistake with its message."""
 
 import inspect
+import io
 import json
 import os
 import random
@@ -20,13 +21,13 @@ from regard.cli import app
 from regard.cli.info import _told_model
 from regard.cli.options import Panels
 from regard.cli.start import _presets, demo
-from regard.cli.translate import translate
+from regard.cli.translate import _lines, translate
 from regard.config import parse_config
 from regard.demo import run as demo_run
 from regard.errors import Interrupted
 
 COMMANDS = ["demo", "init", "prepare", "train", "translate", "score", "evaluate", "compare", "look", "info", "verify",
-            "export"]
+            "export", "distill"]
 
 CONFIG = """
 [data]
@@ -118,6 +119,11 @@ def test_help_is_instant_and_imports_nothing_heavy():
     assert heavy == "set()"
     assert all(any(line.startswith(f"  {command} ") for line in shown) for command in COMMANDS)
     assert float(seconds) < 0.5  # of processor time, which other processes change little; 0.1 is usual
+
+
+def test_the_package_runs_as_the_command():
+    done = subprocess.run([sys.executable, "-m", "regard", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout == f"regard {__version__}\n"
 
 
 def test_version():
@@ -299,6 +305,33 @@ def test_one_line_out_for_each_line_in(run):
     assert "translated 5 lines in " in result.stderr
 
 
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 100])
+def test_lines_are_whole_whatever_comes_at_once(monkeypatch, tmp_path, size):
+    text = "\ufeffä b\n\n☃ long line\r\nA\u2028\x85\rB\n\n\nlast"
+    expected = ["ä b", "", "☃ long line", "A\u2028\x85\rB", "", "", "last"]
+    monkeypatch.setitem(_lines.__globals__, "CHUNK", size)  # the module goes by the name of its command
+    unreadable = {}
+    (tmp_path / "text").write_text(text, newline="")
+    for source in (io.BytesIO(text.encode()), (tmp_path / "text").open("rb")):
+        found = list(_lines(source, unreadable))
+        assert [line for line in found if line is not None] == expected and unreadable == {}
+        assert (found == expected) is isinstance(source, io.BufferedReader)  # a file never keeps one waiting
+        source.close()
+
+
+def test_a_pipe_that_gives_a_line_now_and_then():
+    read, write = os.pipe()
+    with os.fdopen(read, "rb") as source, os.fdopen(write, "wb", buffering=0) as pipe:
+        lines = _lines(source, {})
+        pipe.write(b"a\nb\nhalf")
+        assert [next(lines) for _ in range(3)] == ["a", "b", None]
+        pipe.write(b" c\n")
+        assert [next(lines) for _ in range(2)] == ["half c", None]
+        pipe.write(b"d")
+        pipe.close()
+        assert list(lines) == ["d"]
+
+
 def test_translation_does_not_depend_on_how_it_is_called(run, place, tmp_path):
     source = place / "data/test.src"
     piped = regard("translate", run, stdin=source.read_text()).stdout
@@ -440,6 +473,10 @@ def test_wishes_that_one_line_cannot_have(run, tmp_path):
     assert result.stdout.startswith("A") and result.stdout.endswith("\n\n\n") and result.stdout.count("\n") == 3
     assert "line 2: not translated: the prefix has 40 tokens, and this output may have 14" in result.stderr
     assert 'line 3: not translated: prefix "q" holds what the vocabulary does not' in result.stderr
+    refused(regard("translate", run, "--prefix-file", tmp_path / "no", stdin="a\n"), "FileNotFoundError: ", "no: No")
+    (tmp_path / "bad").write_bytes(b"A\nB\xff\n")
+    refused(regard("translate", run, "--force-file", tmp_path / "bad", stdin="a\nb\n"),
+            "DataError: ", "bad:2: not UTF-8: byte 2 of the line is 0xff")
     many = ["--force", " ".join("ABCDEFGH" * 2)]
     result = regard("translate", run, *many, stdin="a\na b c d e f g\n")
     assert "line 1: not translated: no output of at most 14 tokens was found that keeps all rules" in result.stderr
@@ -602,6 +639,17 @@ def test_evaluate_the_run_s_test_set(run, place):
     assert json.loads(regard("evaluate", run, *given, "--json").stdout)["scores"] == figures["scores"]
 
 
+def test_evaluate_names_the_engine_and_the_precision(run):
+    plain = regard("translate", run, stdin="a\n").stderr.strip().split("; engine ")[1]
+    assert regard("evaluate", run).stderr.strip().endswith(f"; engine {plain}")  # both take the same one by default
+    for asked, expected in (((), plain), (("--engine", "torch"), "torch, float32"),
+                            (("--engine", "torch", "--precision", "bfloat16"), "torch, bfloat16")):
+        figures = json.loads(regard("evaluate", run, *asked, "--json").stdout)
+        assert expected.startswith(f"{figures['engine']}, {figures['precision']}")
+    refused(regard("evaluate", run, "--engine", "torch", "--precision", "int8"), 'torch has no precision = "int8"')
+    refused(regard("evaluate", run, "--engine", "fast"), "expected auto, torch or ctranslate2")
+
+
 def test_evaluate_reports_what_was_not_translated(run, tmp_path):
     (tmp_path / "source").write_text("a\n" + "a " * 60 + "\n")
     (tmp_path / "target").write_text("A\nA\n")
@@ -625,6 +673,7 @@ def test_evaluate_writes_a_page_only_when_asked(run):
     assert result.exit_code == 0 and f"wrote {run / 'report.html'}" in result.stderr and "BLEU" in result.stdout
     page = (run / "report.html").read_text(encoding="utf-8")
     assert page.startswith("<!doctype html>") and "Best sentences" in page
+    assert result.stderr.split("; engine ")[1].split("\n")[0].split(" (")[0] in page  # such as ctranslate2, float32
     (run / "report.html").unlink()
 
 

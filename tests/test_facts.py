@@ -14,8 +14,8 @@ from regard.evaluate.facts import (
     learning,
     learning_together,
     points,
+    provenance,
     read_metrics,
-    training_facts,
 )
 from regard.training.run import Run
 
@@ -74,7 +74,7 @@ def test_a_damaged_log_is_refused(folder, tmp_path, line, message):
 
 def test_provenance(folder):
     run = Run.open(folder / "b")
-    told = dict(training_facts(run, run.find("step-00000008")))
+    told = dict(provenance(run, "step-00000008"))
     manifest = json.loads((folder / "b/checkpoints/step-00000008/manifest.json").read_text())
     assert told["checkpoint"] == f"step-00000008, weights SHA-256 {manifest['model.safetensors']}"
     assert told["trained"].startswith("8 of 12 updates, 1 whole epoch, ") and "target tokens" in told["trained"]
@@ -87,7 +87,7 @@ def test_provenance_without_the_prepared_data(folder, tmp_path):
     for part in ("config.toml", "checkpoints"):
         (tmp_path / part).symlink_to(folder / "a" / part)
     run = Run.open(tmp_path)
-    assert dict(training_facts(run, run.best()))["learned from"] == f"train.source, train.target in {folder}"
+    assert dict(provenance(run, "best"))["learned from"] == f"train.source, train.target in {folder}"
 
 
 def test_settings_that_differ(folder):

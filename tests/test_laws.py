@@ -28,7 +28,7 @@ from regard.errors import Interrupted
 from regard.model.seq2seq import build_model
 from regard.text.tokenizer import BOS, EOS, PAD, UNK
 from regard.training.checkpoint import Checkpoint, load, put_weights, save, weights_of
-from regard.training.objective import loss_of
+from regard.training.objective import Guide, loss_of
 from regard.training.progress import Reporter
 from regard.training.run import Run
 
@@ -344,10 +344,11 @@ def test_saved_and_loaded_is_the_same_to_the_bit(name, tmp_path):
 
 @EVERY
 def test_gradients_are_those_of_differences(name):
-    model, batch = make_model(name), make_batch([(3, 2), (1, 3)])
-    coverage = float(getattr(model_config(name).decoder, "coverage", False))
+    model, batch, config = make_model(name), make_batch([(3, 2), (1, 3)]), model_config(name)
+    coverage, guide = float(getattr(config.decoder, "coverage", False)), Guide(0.5) if attends(config) else None
+    batch = changed(batch, alignment=torch.tensor([[0, 0, 1], [0, 0, 2], [1, 2, 0]]))
     weights = tuple(model.parameters())  # gradcheck changes them in place
-    assert torch.autograd.gradcheck(lambda *_: loss_of(model, batch, 0.1, coverage)[0], weights, fast_mode=True)
+    assert torch.autograd.gradcheck(lambda *_: loss_of(model, batch, 0.1, coverage, guide)[0], weights, fast_mode=True)
 
 
 # --- resumed = uninterrupted ---------------------------------------------------------------------------------------

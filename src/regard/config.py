@@ -21,6 +21,8 @@ from regard.errors import ConfigError
 
 TokenizerKind = Literal["bpe", "unigram", "char", "byte", "space"]
 Beta = Annotated[float, Field(ge=0, lt=1)]
+PATHS = {"data": "root", "tokenizer": "take_from", "train": "start_from"}
+"""Settings that are a path relative to the config's own folder, by their sections."""
 DROPPING = ("dropout", "attention_dropout", "feedforward_dropout", "stochastic_depth")
 """The settings of a side of a model by which two passes over the same batch differ in training."""
 
@@ -31,6 +33,9 @@ class CorpusConfig(Section):
     source: Path | None = Field(None, description="text file, one sentence a line")
     target: Path | None = Field(None, description="text file, line n translates line n of source")
     pairs: Path | None = Field(None, description="instead of both: one file, source TAB target on each line")
+    weight: float = Field(1.0, gt=0, le=1000, description="how often each of its pairs is seen in an epoch, on average")
+    alignment: Path | None = Field(None, description="text file, line n holds the word links of pair n, such as "
+                                   "0-0 1-2: source word, target word, counted from 0")
 
     @model_validator(mode="after")
     def _either_form(self) -> Self:
@@ -53,6 +58,15 @@ class DataConfig(Section):
                                                                         "for plain text, none for tokenised text")
     prepared: Path | None = Field(None, description="where the prepared shards go; default: data/ in the run's folder")
 
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        parts = {"valid": self.valid, "test": self.test}
+        unused = [f"{name}.{setting}" for name, corpus in parts.items() if corpus is not None
+                  for setting in corpus.changed("weight", "alignment")]
+        if unused:
+            raise ValueError(f"{' and '.join(unused)}: only the corpora of train have these; leave them out")
+        return self
+
 
 class SideTokenizerConfig(Section):
     """The tokenizer of one side."""
@@ -68,6 +82,8 @@ class TokenizerConfig(SideTokenizerConfig):
     shared: bool = Field(True, description="one vocabulary for both sides; false: one for each, of the same kind")
     source: SideTokenizerConfig | None = Field(None, description="the source's own tokenizer; needs `target` too")
     target: SideTokenizerConfig | None = Field(None, description="the target's own tokenizer; needs `source` too")
+    take_from: Path | None = Field(None, description="take the tokenizers of this run instead of making new ones; "
+                                   "relative to this file. The settings above may be left out then")
 
     @model_validator(mode="after")
     def _both_sides(self) -> Self:
@@ -103,6 +119,8 @@ class CheckedSection(Section):
 class TrainConfig(CheckedSection):
     """One training: how long, how fast, how it is judged, and what is kept. docs/training.md tells when to use what."""
 
+    start_from: Path | None = Field(None, description="begin with the weights of this run's best checkpoint, or of "
+                                    "this checkpoint, instead of random ones; relative to this file")
     steps: int = Field(10000, ge=1, description="updates in all")
     minutes: float | None = Field(None, gt=0, description="stop after so many minutes, if steps last longer")
     batch_tokens: int = Field(4096, ge=1, description="padded target tokens of one update, over all devices")
@@ -130,6 +148,10 @@ class TrainConfig(CheckedSection):
     label_smoothing: float = Field(0.1, ge=0, lt=1, description="share of each target spread over the vocabulary")
     coverage_loss: float = Field(0.0, ge=0, description="weight of attention to places seen before (See et al. 2017, "
                                  "eq. 12; they used 1); only with [model] coverage = true")
+    guided_alignment: float = Field(0.0, ge=0, description="λ: weight of how far attention is from the word links of "
+                                    "the corpora's alignment (Chen et al. 2016; Garg et al. 2019 used 0.05); 0 = none")
+    guided_layer: int | None = Field(None, ge=1, description="decoder layer, from 1, whose attention (its first head) "
+                                     "follows the links; default: the last but one; not of an RNN, which has one")
     r_drop: float = Field(0.0, ge=0, description="α: weight of how much two passes with other dropout differ (Liang "
                           "et al. 2021, eq. 4; they used 5); 0 = one pass")
     validate_every: int = Field(500, ge=1, description="updates between validations, each with a checkpoint")
@@ -163,6 +185,9 @@ class TrainConfig(CheckedSection):
                 known = " or ".join(f'"{owner}"' for owner in owners[name])
                 yield (f'{setting} means nothing with {choice} = "{getattr(self, choice)}": use {choice} = {known}, or '
                        f"leave {name} out")
+        if self.guided_layer is not None and not self.guided_alignment:
+            yield (f"guided_layer = {self.guided_layer} means nothing with guided_alignment = 0: set "
+                   "guided_alignment = 0.05, or leave guided_layer out")
         if self.deterministic and self.accumulate == "auto":
             yield ('deterministic = true needs pieces that do not depend on the machine, and accumulate = "auto" does: '
                    "give accumulate a number, such as that of the processes")
@@ -240,6 +265,7 @@ class Config(Section):
         if self.train.r_drop and not any(getattr(side, name, 0) for side in (encoder, decoder) for name in DROPPING):
             yield (f"[train] r_drop = {self.train.r_drop} compares two passes that differ by dropout alone, and there "
                    "is none: set dropout = 0.1, or leave r_drop out")
+        yield from self._guidance()
         tokens, sources, outputs = self.data.max_tokens, self.decode.max_source_tokens, self.decode.max_length
         for side, needed, setting in ((encoder, tokens + 1, f"[data] max_tokens = {tokens} and </s>"),
                                       (encoder, sources + 1, f"[decode] max_source_tokens = {sources} and </s>"),
@@ -249,6 +275,26 @@ class Config(Section):
                 yield (f"max_positions = {side.longest} is too few for {setting}: use max_positions = {needed}, or "
                        f"lower {setting.split(' = ')[0]}")
 
+    def _guidance(self) -> Iterator[str]:
+        """Why attention cannot be guided by word alignments as these settings say; nothing if it can."""
+        weight, layer, decoder = self.train.guided_alignment, self.train.guided_layer, self.model.decoder
+        aligned = any(corpus.alignment is not None for corpus in self.data.train)
+        if aligned and not weight:
+            yield ("[data] train has an alignment, which means nothing with [train] guided_alignment = 0: set "
+                   "guided_alignment = 0.05, or leave alignment out")
+        if weight and not aligned:
+            yield (f"[train] guided_alignment = {weight} needs word links: give a corpus of [data] train its "
+                   "alignment = FILE, or leave guided_alignment out")
+        if weight and isinstance(decoder, RNNDecoderConfig) and decoder.attention == "none":
+            yield (f'[train] guided_alignment = {weight} needs an attention to guide, and attention = "none": set '
+                   'attention = "before" or "after", or leave guided_alignment out')
+        elif layer is not None and isinstance(decoder, RNNDecoderConfig):
+            yield (f"[train] guided_layer = {layer} means nothing with an RNN's decoder, which has one attention: "
+                   "leave guided_layer out")
+        elif layer is not None and layer > decoder.layers:
+            yield (f"[train] guided_layer = {layer} is over the decoder's {decoder.layers} layers: use guided_layer = "
+                   f"{decoder.layers}, or leave it out")
+
 
 def read_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Read and check a config file.
@@ -256,7 +302,8 @@ def read_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     Args:
         path: the TOML file.
         overrides: "section.key=value" each, as given to `--set`. The value is TOML where it parses as TOML, else a
-            string. A `data.root` given here is relative to the current folder.
+            string. A `data.root`, `train.start_from` or `tokenizer.take_from` given here is relative to the current
+            folder.
 
     Raises:
         ConfigError: the file is missing or not TOML, or a setting is unknown, out of range or does not fit another;
@@ -272,38 +319,44 @@ def read_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         raise ConfigError(f"{path}: not UTF-8 text (byte {error.start}); a config is a TOML file") from None
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path}: not valid TOML: {error}") from None
-    base = path.parent
     for override in overrides:
-        key = _override(settings, override)
-        if key == "data.root":
-            base = Path.cwd()
-    return parse_config(settings, where=str(path), base=base)
+        _override(settings, override)
+    return parse_config(settings, where=str(path), base=path.parent)
 
 
 def parse_config(settings: dict[str, Any], where: str, base: Path) -> Config:
-    """Check settings that were read from TOML (or made by a program), and make `data.root` absolute.
+    """Check settings that were read from TOML (or made by a program), and make the paths of `PATHS` absolute.
 
     Args:
         settings: nested dicts, as TOML gives them.
         where: what error messages call the place the settings come from.
-        base: the folder that `data.root` is relative to.
+        base: the folder that those are relative to.
     """
     try:
         config = Config.model_validate(settings)
     except ValidationError as error:
         raise ConfigError("\n".join(_fault(where, fault) for fault in _faults(settings, error))) from None
-    root = (base / config.data.root.expanduser()).resolve()
-    return config.model_copy(update={"data": config.data.model_copy(update={"root": root})})
+    changes = {}
+    for section, name in PATHS.items():
+        given = getattr(config, section)
+        if (path := getattr(given, name)) is not None:
+            changes[section] = given.model_copy(update={name: (base / path.expanduser()).resolve()})
+    return config.model_copy(update=changes)
 
 
 def write_config(config: Config, path: Path) -> None:
-    """Write every setting, defaults included, so that `read_config` gives the same config back."""
+    """Write every setting, defaults included, so that `read_config` gives the same config back.
+
+    Of tokenizers that are taken from another run, only what was given: the rest is that run's.
+    """
     settings = config.model_dump(mode="json", exclude_none=True)
+    if config.tokenizer.take_from is not None:
+        settings["tokenizer"] = config.tokenizer.model_dump(mode="json", exclude_none=True, exclude_unset=True)
     path.write_text(tomli_w.dumps(settings), encoding="utf-8")
 
 
-def _override(settings: dict[str, Any], override: str) -> str:
-    """Put one "section.key=value" into the settings; returns the key."""
+def _override(settings: dict[str, Any], override: str) -> None:
+    """Put one "section.key=value" into the settings; a path of `PATHS` is relative to the current folder."""
     key, separator, text = override.partition("=")
     *sections, name = key.strip().split(".")
     if not separator or not sections or not name:
@@ -317,8 +370,9 @@ def _override(settings: dict[str, Any], override: str) -> str:
         place = place.setdefault(section, {})
         if not isinstance(place, dict):
             raise ConfigError(f'--set {override}: "{section}" is a value, not a section')
+    if isinstance(value, str) and sections in [[section] for section, path in PATHS.items() if path == name]:
+        value = str(Path.cwd() / Path(value).expanduser())
     place[name] = value
-    return key.strip()
 
 
 def _faults(settings: dict[str, Any], error: ValidationError) -> Iterator[Any]:

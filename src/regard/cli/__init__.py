@@ -13,6 +13,7 @@
     look.py        look
     info.py        info
     export.py      export
+    distill.py     distill
 
 Nothing that takes long to import (torch, pydantic, numpy, matplotlib) is imported before a command runs, so that
 `regard --help` is instant.
@@ -25,6 +26,7 @@ import typer
 
 from regard import __version__
 from regard.cli.compare import compare
+from regard.cli.distill import distill
 from regard.cli.evaluate import evaluate
 from regard.cli.exits import Commands, exit_codes
 from regard.cli.export import export
@@ -74,7 +76,8 @@ def regard(
     """
 
 
-for _command in (demo, init, plan, prepare, train, translate, score, evaluate, compare, look, info, verify, export):
+for _command in (demo, init, plan, prepare, train, translate, score, evaluate, compare, look, info, verify, export,
+                 distill):
     app.command(cls=Panels)(_command)
 
 

@@ -7,7 +7,7 @@ without going through those before it, so a run that goes on after an interrupti
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -20,8 +20,14 @@ Ids = Sequence[int] | NDArray[np.integer]
 
 
 class Rows(Protocol):
-    """What a corpus must offer to be put in order: its lengths, and its ids by row."""
+    """What a corpus must offer to be put in order: its lengths, and its ids by row.
 
+    `parts` are the pairs of each of its corpora and how often an epoch holds them, on average; none: each row once.
+    `alignment` gives the links of a row, (L, 2), source token and target token; None where the corpus has none at all.
+    """
+
+    @property
+    def parts(self) -> Sequence[tuple[int, float]]: ...
     @property
     def source_lengths(self) -> NDArray[np.integer]: ...
     @property
@@ -29,6 +35,7 @@ class Rows(Protocol):
     def __len__(self) -> int: ...
     def source(self, row: int, /) -> Ids: ...
     def target(self, row: int, /) -> Ids: ...
+    def alignment(self, row: int, /) -> NDArray[np.int64] | None: ...
 
 
 @dataclass(frozen=True)
@@ -42,6 +49,8 @@ class Batch:
         target_out: int64 (B, T), what it should say there: the target, then </s>.
         target_mask: bool (B, T), True where there is a real token.
         tokens: real target tokens, </s> included.
+        alignment: int64 (L, 3), row, target token and source token of each link between them, in order of rows; None:
+            the corpus has no links.
     """
 
     source: Tensor
@@ -50,16 +59,21 @@ class Batch:
     target_out: Tensor
     target_mask: Tensor
     tokens: int
+    alignment: Tensor | None = None
 
     @classmethod
-    def of(cls, sources: Sequence[Ids], targets: Sequence[Ids] | None = None) -> "Batch":
-        """Pad ids (without special tokens) to a batch; without targets, those are empty."""
+    def of(
+        cls, sources: Sequence[Ids], targets: Sequence[Ids] | None = None,
+        links: Sequence[NDArray[np.int64] | None] = ()
+    ) -> "Batch":
+        """Pad ids (without special tokens) to a batch; without targets, those are empty. Links are those of each row,
+        int64 (L, 2), source token and target token."""
         if targets is None:
             targets = [[]] * len(sources)
         source, source_mask = pad(sources, end=EOS)
         target_out, target_mask = pad(targets, end=EOS)
         target_in, _ = pad(targets, begin=BOS)
-        return cls(source, source_mask, target_in, target_out, target_mask, int(target_mask.sum()))
+        return cls(source, source_mask, target_in, target_out, target_mask, int(target_mask.sum()), in_rows(links))
 
     def __len__(self) -> int:
         return len(self.source)
@@ -68,8 +82,18 @@ class Batch:
         """The same batch on a device."""
         if self.source.device == device:
             return self
-        names = ("source", "source_mask", "target_in", "target_out", "target_mask")
-        return replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in names})
+        there: dict[str, Any] = {name: value.to(device, non_blocking=True)
+                                 for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **there)
+
+
+def in_rows(links: Sequence[NDArray[np.int64] | None]) -> Tensor | None:
+    """The links of each row, (L, 2), source and target, in one tensor: int64 (L, 3), row, target and source."""
+    found = [each for each in links if each is not None]
+    if not found:
+        return None
+    rows = np.repeat(np.arange(len(found)), [len(each) for each in found])
+    return torch.from_numpy(np.column_stack([rows, np.concatenate(found)[:, ::-1]]))
 
 
 def pad(rows: Sequence[Ids], begin: int | None = None, end: int | None = None) -> tuple[Tensor, Tensor]:
@@ -113,6 +137,32 @@ def cut(lengths: NDArray[np.integer], budget: int) -> list[tuple[int, int]]:
     return runs
 
 
+def drawn(parts: Sequence[tuple[int, float]], seed: int, epoch: int) -> NDArray[np.uint32]:
+    """The rows of an epoch of weighted corpora, in their own order, those that are seen several times as often in it.
+
+    The weight's whole part is for each row. Of its rest each row collects so much an epoch, from a start of its own
+    that the seed draws, and is seen once more when that passes 1: in any run of epochs no two rows of a corpus differ
+    by more than one.
+
+    Args:
+        parts: rows and weight of each corpus.
+        seed: of the order.
+        epoch: from 0.
+    """
+    found, first, whole = [np.empty(0, dtype=np.uint32)], 0, 2**32
+    for part, (pairs, weight) in enumerate(parts, 1):
+        rows = np.arange(first, first + pairs, dtype=np.uint32)
+        found += [rows] * int(weight)
+        if share := round(weight % 1 * whole):
+            starts = np.random.default_rng([seed, 0, part]).integers(whole, size=pairs, dtype=np.uint32)
+            collected = starts + np.uint32(epoch * share % whole)  # 2^32 are 1, and what is over it falls away
+            found.append(rows[collected >= whole - share])
+        first += pairs
+    epoch_rows = np.concatenate(found)
+    # Weights that leave an epoch empty, as 0.1 does of three pairs, leave it one pair, not always the same.
+    return epoch_rows if len(epoch_rows) else np.array([epoch % first], dtype=np.uint32)
+
+
 class Order:
     """The order of training: length-bucketed batches of about `batch_tokens` padded tokens, shuffled anew each epoch.
 
@@ -141,22 +191,31 @@ class Order:
         rows = self._epoch(epoch)[position]
         return int(self.corpus.target_lengths[rows].sum()) + len(rows)
 
+    def sums(self, epoch: int) -> tuple[int, int, int]:
+        """The rows of an epoch, and real tokens of all their sources and of all their targets, </s> included."""
+        rows, corpus = np.concatenate(self._epoch(epoch)), self.corpus
+        source, target = (int(lengths[rows].sum()) for lengths in (corpus.source_lengths, corpus.target_lengths))
+        return len(rows), source + len(rows), target + len(rows)
+
     def update(self, epoch: int, position: int, part: slice = slice(None)) -> list[Batch]:
         """The batches of one update, or some of them: a pure function of (seed, epoch, position)."""
+        return [self._batch(rows.tolist()) for rows in self.rows(epoch, position)[part]]
+
+    def _batch(self, rows: list[int]) -> Batch:
         corpus = self.corpus
-        return [
-            Batch.of([corpus.source(row) for row in rows.tolist()], [corpus.target(row) for row in rows.tolist()])
-            for rows in self.rows(epoch, position)[part]
-        ]
+        return Batch.of([corpus.source(row) for row in rows], [corpus.target(row) for row in rows],
+                        [corpus.alignment(row) for row in rows])
 
     def _plan(self, epoch: int) -> list[NDArray[np.uint32]]:
-        random = np.random.default_rng([self.seed, epoch])
+        parts, random = self.corpus.parts, np.random.default_rng([self.seed, epoch])
+        seen = drawn(parts, self.seed, epoch) if parts else slice(None)
         # One more each for the end symbol. Sorted by the longer side, ties by target, source and chance.
-        source, target = (lengths + 1 for lengths in (self.corpus.source_lengths, self.corpus.target_lengths))
+        source, target = (lengths[seen] + 1 for lengths in (self.corpus.source_lengths, self.corpus.target_lengths))
         longer, chance = np.maximum(source, target), random.integers(2**16, size=len(source))
         keys = (np.minimum(key, 2**16 - 1).astype(np.uint16) for key in (chance, source, target, longer))
         order = np.lexsort(tuple(keys)).astype(np.uint32)  # keys of 16 bits: nine times as fast as longer ones
         runs = cut(longer[order], self.budget)
+        order = seen[order] if isinstance(seen, np.ndarray) else order
         return [order[start:end] for start, end in (runs[index] for index in random.permutation(len(runs)))]
 
 

@@ -4,6 +4,8 @@
     data/source.ids.npy       uint16 or uint32 (tokens of all sources,), without special tokens
     data/source.offsets.npy   int64 (pairs + 1,): pair i is ids[offsets[i]:offsets[i + 1]]
     data/target.*.npy         the same for the targets
+    data/alignment.*.npy      where a corpus has an alignment: links, uint16 or uint32 (links, 2), source and target
+                              token, and offsets, as of the ids
     data/shared.json          the tokenizer, or source.json and target.json; the run's tokenizer/ holds a copy
 
 A folder is written beside its place and renamed in whole, so it is there entirely or not at all. The fingerprint, of
@@ -25,8 +27,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from regard.config import Config, DataConfig, TokenizerConfig
+from regard.config import Config, CorpusConfig, DataConfig, TokenizerConfig
+from regard.data.taken import digest_of, has_begun, taken
 from regard.errors import DataError, RunError
+from regard.text.alignment import token_links, words_of
 from regard.text.corpus import LeftOut, Pairs, read_pairs, unreadable
 from regard.text.tokenizer import Tokenizers
 
@@ -41,8 +45,12 @@ Say = Callable[[str], object]
 class Corpus:
     """Memory-mapped ids of one prepared corpus, without special tokens."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, weights: Sequence[float] = ()):
         """Open a folder that `prepare` made.
+
+        Args:
+            folder: where it is.
+            weights: how often an epoch holds each pair of its corpora, on average; none: once.
 
         Raises:
             DataError: a file is missing, cut short or altered.
@@ -50,6 +58,22 @@ class Corpus:
         self.manifest = _verified(folder)
         self._source_ids, self._source_offsets = _open(folder, "source", "ids"), _open(folder, "source", "offsets")
         self._target_ids, self._target_offsets = _open(folder, "target", "ids"), _open(folder, "target", "offsets")
+        self._links = None
+        if "alignment.links.npy" in self.manifest["files"]:
+            self._links = _open(folder, "alignment", "links"), _open(folder, "alignment", "offsets")
+        self.shares = self._shares(folder, weights) if weights else []
+        self.parts = self.shares if set(weights) - {1.0} else []
+
+    def _shares(self, folder: Path, weights: Sequence[float]) -> list[tuple[int, float]]:
+        """Pairs and weight of each corpus; none where an earlier version did not count them, and all weigh the same."""
+        if uncounted(self.manifest, weights) and set(weights) == {1.0}:
+            return []
+        counts = self.manifest.get("corpora", [len(self)])
+        whole = isinstance(counts, list) and [type(count) for count in counts] == [int] * len(weights)
+        if not whole or sum(counts) != len(self):
+            raise _damaged(folder / MANIFEST, f"its corpora are {counts}, expected {len(weights)} numbers whose sum is "
+                           f"{len(self)}")
+        return list(zip(counts, weights, strict=True))
 
     def __len__(self) -> int:
         return len(self._source_offsets) - 1
@@ -82,6 +106,15 @@ class Corpus:
         """int64 (tokens,), the ids of one target."""
         return _row(self._target_ids, self._target_offsets, index)
 
+    def alignment(self, index: int) -> Ids | None:
+        """int64 (L, 2), source token and target token of the links of one pair; None: no corpus has an alignment."""
+        return None if self._links is None else _row(*self._links, index)
+
+
+def uncounted(manifest: dict[str, Any], weights: Sequence[float]) -> bool:
+    """Whether a prepared corpus of several is of an earlier version, which did not count the pairs of each."""
+    return "corpora" not in manifest and len(weights) > 1
+
 
 class Prepared(NamedTuple):
     """What training reads."""
@@ -106,21 +139,27 @@ def prepare(config: Config, run: Path, progress: Say | None = None) -> Prepared:
     say = progress or (lambda line: None)
     folder = config.data.root / config.data.prepared.expanduser() if config.data.prepared else run / "data"
     folder = folder.resolve()  # it may be a link to another disk
-    fingerprint = _fingerprint(config.data, config.tokenizer)
-    begun = _begun_with(run, fingerprint)
-    manifest = _manifest(folder)
+    given = taken(config, run)
+    fingerprint = _fingerprint(config.data, config.tokenizer, given)
+    begun = _begun_with(run, fingerprint) or given
+    manifest, weights = _manifest(folder), [corpus.weight for corpus in config.data.train]
     if manifest is None or manifest["fingerprint"] != fingerprint:
         _build(config, folder, fingerprint, begun, say)
-    train = Corpus(folder)
+    elif uncounted(manifest, weights) and set(weights) != {1.0}:
+        say(f"{folder}: an earlier version made it, and did not count the pairs of each corpus: it is made anew")
+        _build(config, folder, fingerprint, begun or Tokenizers.load(folder), say)
+    train = Corpus(folder, weights)
     tokenizers = Tokenizers.load(folder)
-    _copy_tokenizers(tokenizers, train.manifest, run / "tokenizer", begun is not None)
+    _copy_tokenizers(tokenizers, train.manifest, run / "tokenizer", has_begun(run))
     say(f"data: {len(train):,} pairs, {train.tokens[0]:,} source and {train.tokens[1]:,} target tokens, in {folder}")
+    if train.parts or len(train.shares) > 1:
+        say(f"data: an epoch holds {_in_an_epoch(config.data.train, train.shares)}")
     return Prepared(tokenizers, train)
 
 
 def _begun_with(run: Path, fingerprint: str) -> Tokenizers | None:
     """The tokenizers of a run that has checkpoints; raises RunError when it began with other data or settings."""
-    if not any((run / "checkpoints").glob("step-*")):
+    if not has_begun(run):
         return None
     manifest = _manifest(run / "tokenizer")
     if manifest is None:
@@ -155,21 +194,12 @@ def _build(config: Config, folder: Path, fingerprint: str, begun: Tokenizers | N
     tokenizers = begun or Tokenizers.train(config.tokenizer, *parts)
     for line in _described(tokenizers, config.tokenizer, sum(map(len, parts))):
         say(line)
-    source, target, left_out = _encode(parts, tokenizers, config.data.max_tokens)
-    if not source.lengths:
-        raise DataError(f"no pair to train on: {left_out}. Raise data.max_tokens. Nothing was written.")
-    if left_out.counts:
-        say(str(left_out))
-
-    def save(place: Path) -> None:
-        source.save(place, "source")
-        target.save(place, "target")
-        tokenizers.save(place)
-
-    _write_folder(folder, save, {
-        "fingerprint": fingerprint, "pairs": len(source.lengths), "source_tokens": sum(source.lengths),
-        "target_tokens": sum(target.lengths), "left_out": asdict(left_out),
-    })
+    found = _Gathered(parts, tokenizers, config.data.max_tokens)
+    if not any(found.counts):
+        raise DataError(f"no pair to train on: {found.left_out}. Raise data.max_tokens. Nothing was written.")
+    if found.left_out.counts:
+        say(str(found.left_out))
+    _write_folder(folder, found.save, {"fingerprint": fingerprint, **found.facts()})
 
 
 class _Side:
@@ -190,36 +220,104 @@ class _Side:
         np.save(folder / f"{name}.offsets.npy", np.cumsum([0, *self.lengths], dtype=np.int64), allow_pickle=False)
 
 
-def _encode(parts: Sequence[Pairs], tokenizers: Tokenizers, max_tokens: int) -> tuple[_Side, _Side, LeftOut]:
-    """The ids of all pairs that are short enough, and what was left out, here and before."""
-    source, target, left_out = _Side(tokenizers.source.size), _Side(tokenizers.target.size), LeftOut()
-    for part in parts:
-        left_out.merge(part.left_out)
-        for start in range(0, len(part), CHUNK):
-            sources = tokenizers.source.encode(part.sources[start:start + CHUNK])
-            targets = tokenizers.target.encode(part.targets[start:start + CHUNK])
-            fits = [max(map(len, pair)) <= max_tokens for pair in zip(sources, targets, strict=True)]
-            source.add(list(compress(sources, fits)))
-            target.add(list(compress(targets, fits)))
-            for index in (index for index, fit in enumerate(fits) if not fit):
-                left_out.add(f"a side longer than {max_tokens} tokens", part.place(start + index))
-    return source, target, left_out
+class _Links:
+    """Links between tokens while they are gathered, in as few bytes as the longest side allows."""
+
+    def __init__(self, tokenizers: Tokenizers, max_tokens: int):
+        self.tokenizers, self.dtype = tokenizers, np.uint16 if max_tokens <= 2**16 else np.uint32
+        self.links, self.lengths = [np.empty((0, 2), self.dtype)], [0]
+
+    def add(self, part: Pairs, index: int) -> None:
+        """Those of one pair, none where its corpus has no alignment."""
+        words = None if part.links is None else part.links[index]
+        if words is not None and len(words):
+            texts = part.sources[index], part.targets[index]
+            source, target = (words_of(text, each.tokens(text).spans, each.kind in ("bpe", "unigram"))
+                              for text, each in zip(texts, self.tokenizers, strict=True))
+            self.links.append(token_links(words, source, target).astype(self.dtype))
+            self.lengths.append(len(self.links[-1]))
+        else:
+            self.lengths.append(0)
+
+    def save(self, folder: Path) -> None:
+        np.save(folder / "alignment.links.npy", np.concatenate(self.links), allow_pickle=False)
+        np.save(folder / "alignment.offsets.npy", np.cumsum(self.lengths, dtype=np.int64), allow_pickle=False)
+
+
+class _Gathered:
+    """The pairs of all corpora that are short enough, while they are gathered; and what was left out, here and before.
+
+    Args:
+        parts: the corpora.
+        tokenizers: of both sides.
+        max_tokens: of the longest side that is kept.
+    """
+
+    def __init__(self, parts: Sequence[Pairs], tokenizers: Tokenizers, max_tokens: int):
+        self.tokenizers, self.max_tokens, self.left_out = tokenizers, max_tokens, LeftOut()
+        self.source, self.target = _Side(tokenizers.source.size), _Side(tokenizers.target.size)
+        self.links = _Links(tokenizers, max_tokens) if any(part.links is not None for part in parts) else None
+        self.counts: list[int] = []
+        for part in parts:
+            self.left_out.merge(part.left_out)
+            self.counts.append(sum(self.add(part, start) for start in range(0, len(part), CHUNK)))
+
+    def add(self, part: Pairs, start: int) -> int:
+        """Add some pairs of a corpus; how many of them are short enough."""
+        sources = self.tokenizers.source.encode(part.sources[start:start + CHUNK])
+        targets = self.tokenizers.target.encode(part.targets[start:start + CHUNK])
+        fits = [max(map(len, pair)) <= self.max_tokens for pair in zip(sources, targets, strict=True)]
+        self.source.add(list(compress(sources, fits)))
+        self.target.add(list(compress(targets, fits)))
+        for index, fit in enumerate(fits, start):
+            if not fit:
+                self.left_out.add(f"a side longer than {self.max_tokens} tokens", part.place(index))
+            elif self.links is not None:
+                self.links.add(part, index)
+        return sum(fits)
+
+    def save(self, folder: Path) -> None:
+        self.source.save(folder, "source")
+        self.target.save(folder, "target")
+        if self.links is not None:
+            self.links.save(folder)
+        self.tokenizers.save(folder)
+
+    def facts(self) -> dict[str, Any]:
+        """What the manifest tells of them."""
+        return {"pairs": len(self.source.lengths), "corpora": self.counts, "source_tokens": sum(self.source.lengths),
+                "target_tokens": sum(self.target.lengths), "left_out": asdict(self.left_out)}
 
 
 def _described(tokenizers: Tokenizers, config: TokenizerConfig, pairs: int) -> Iterator[str]:
     """One line for each tokenizer, such as "tokenizer: bpe 10,000, shared, from 58,000 lines"."""
     sides = [("shared", 2 * pairs)] if tokenizers.shared else [("source", pairs), ("target", pairs)]
     for (side, lines), tokenizer, asked in zip(sides, tokenizers, config.sides, strict=False):
+        if config.take_from is not None:
+            yield f"tokenizer: {tokenizer.kind} {tokenizer.size:,}, {side}, of {config.take_from}"
+            continue
         short = tokenizer.kind in ("bpe", "unigram") and tokenizer.size < asked.size
         yield (f"tokenizer: {tokenizer.kind} {tokenizer.size:,}, {side}, from {lines:,} lines"
                + (f"; they yield no more, {asked.size:,} were asked for" if short else ""))
 
 
-def _fingerprint(data: DataConfig, tokenizer: TokenizerConfig) -> str:
+def _in_an_epoch(corpora: Sequence[CorpusConfig], shares: Sequence[tuple[int, float]]) -> str:
+    """Such as "29,000 pairs x 1 of train.en + train.de (74.4%), 4,000 pairs x 2.5 of more.tsv (25.6%)"."""
+    files = (" + ".join(str(path) for path in (each.source, each.target, each.pairs) if path) for each in corpora)
+    whole = sum(count * weight for count, weight in shares)
+    return ", ".join(f"{count:,} pairs x {weight:g} of {names} ({count * weight / whole:.1%})"
+                     for names, (count, weight) in zip(files, shares, strict=True))
+
+
+def _fingerprint(data: DataConfig, tokenizer: TokenizerConfig, given: Tokenizers | None) -> str:
     """SHA-256 of the training files' contents and of every setting that shapes the prepared corpus."""
     contents = [[_input_digest(data.root / path) for path in (corpus.source, corpus.target, corpus.pairs) if path]
                 for corpus in data.train]
-    settings = {"format": FORMAT, "max_tokens": data.max_tokens, "tokenizer": tokenizer.model_dump()}
+    tokens = tokenizer.model_dump(exclude={"take_from"}) if given is None else digest_of(given)
+    settings: dict[str, Any] = {"format": FORMAT, "max_tokens": data.max_tokens, "tokenizer": tokens}
+    if any(corpus.alignment for corpus in data.train):
+        settings["alignments"] = [
+            corpus.alignment and _input_digest(data.root / corpus.alignment) for corpus in data.train]
     return hashlib.sha256(json.dumps([contents, settings], sort_keys=True).encode()).hexdigest()
 
 

@@ -7,11 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from regard.engines.check import Agreement
+from regard.engines.converted import about
 from regard.errors import RunError
 from regard.evaluate.charts import Chart, Series, chart, thin
 from regard.evaluate.testset import TestSet
 from regard.training.checkpoint import read_json
 from regard.training.run import Run
+from regard.training.start_from import told
 
 Points = list[tuple[float, float]]
 
@@ -77,24 +80,54 @@ def learning_together(runs: Mapping[int, tuple[str, Run]]) -> list[Chart]:
     return [each for each in charts if each is not None]
 
 
-def training_facts(run: Run, checkpoint: Path) -> list[tuple[str, str]]:
-    """What a run was made from, as names and texts."""
-    state = read_json(checkpoint / "state.json")
-    weights = read_json(checkpoint / "manifest.json").get("model.safetensors", "unknown")
-    data = run.config.data
-    files = dict.fromkeys(str(path) for corpus in data.train for path in (corpus.source, corpus.target, corpus.pairs)
-                          if path)
-    versions = (what if name == "machine" else f"{name} {what}" for name, what in state.get("versions", {}).items())
-    found = {
-        "run": str(run.folder),
-        "checkpoint": f"{checkpoint.name}, weights SHA-256 {weights}",
-        "trained": _trained(state, run),
-        "validation": _validated(state, run),
-        "learned from": f"{', '.join(files)} in {data.root}{_counts(run)}",
-        "tokenizer": _tokenizer(run),
-        "made with": ", ".join(versions),
+def for_another_engine(run: Run) -> bool:
+    """Whether a folder was exported for another engine, so that it holds neither checkpoints nor a log."""
+    return (about(run.folder) or {}).get("to") == "ctranslate2"
+
+
+def provenance(run: Run, checkpoint: str) -> list[tuple[str, str]]:
+    """What a run was made from, as names and texts.
+
+    Args:
+        run: a run, or what was exported.
+        checkpoint: by name, as `Run.find` takes it; an export for another engine has none.
+    """
+    found = {"run": str(run.folder), **told_export(run)}
+    made = {"learned from": told_data(run), "tokenizer": told_tokenizer(run)}
+    if for_another_engine(run):
+        return [*found.items(), *made.items()]
+    path = run.find(checkpoint)
+    state = read_json(path / "state.json")
+    weights = read_json(path / "manifest.json").get("model.safetensors", "unknown")
+    found |= {
+        "checkpoint": f"{path.name}, weights SHA-256 {weights}",
+        "trained": told_training(training_facts(state, run)),
+        "began with": told_start(state.get("start_from")),
+        "validation": told_score(state.get("metric", run.config.train.metric), state.get("score")),
+        **made,
+        "made with": told_versions(state.get("versions", {})),
     }
     return [(name, text) for name, text in found.items() if text]
+
+
+def data_facts(run: Run) -> dict[str, Any]:
+    """The files it learned from, and the counts of the prepared data; None where that is not at hand."""
+    data = run.config.data
+    paths = [path for corpus in data.train for path in (corpus.source, corpus.target, corpus.pairs) if path]
+    try:
+        manifest = dict(json.loads((run.prepared / "manifest.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):  # a run that came without its data translates as well as before
+        manifest = {}
+    counts = {name: manifest.get(name) for name in ("pairs", "source_tokens", "target_tokens")}
+    return {"files": [str(data.root / path) for path in paths], **counts,
+            "left_out": manifest.get("left_out", {}).get("counts")}
+
+
+def training_facts(state: Mapping[str, Any], run: Run) -> dict[str, Any]:
+    """How far a training had come at a checkpoint, by its state."""
+    return {"step": state.get("step"), "steps": run.config.train.steps, "epoch": state.get("epoch"),
+            "start_from": state.get("start_from"), "seconds": state.get("seconds"),
+            "target_tokens": state.get("tokens")}
 
 
 def set_facts(test: TestSet) -> list[tuple[str, str]]:
@@ -120,46 +153,62 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.1f} minutes" if seconds >= 60 else f"{seconds:.1f} seconds"
 
 
-def _trained(state: Mapping[str, Any], run: Run) -> str:
-    """How long it learned."""
+def told_training(training: Mapping[str, Any]) -> str:
+    """Such as "200 of 300 updates, 2 whole epochs, 4,000 target tokens, 12.3 seconds"."""
     known: dict[str, Callable[[Any], str]] = {
-        "step": lambda step: f"{step:,} of {run.config.train.steps:,} updates",
+        "step": lambda step: f"{step:,} of {training['steps']:,} updates",
         "epoch": lambda epoch: f"{epoch} whole epoch{'s' if epoch != 1 else ''}",
-        "tokens": lambda tokens: f"{tokens:,} target tokens",
+        "target_tokens": lambda tokens: f"{tokens:,} target tokens",
         "seconds": duration,
     }
-    return ", ".join(tell(state[name]) for name, tell in known.items() if state.get(name) is not None)
+    return ", ".join(tell(training[name]) for name, tell in known.items() if training[name] is not None)
 
 
-def _validated(state: Mapping[str, Any], run: Run) -> str:
-    """The score that the checkpoint had while it learned."""
-    if state.get("score") is None:
-        return "not scored"
-    metric = state.get("metric", run.config.train.metric)
-    return f"{_NAMES.get(metric, metric)} {state['score']:.3f}"
+def told_start(start: Mapping[str, Any] | None) -> str:
+    """What a training began with, where it was another run's weights; else nothing."""
+    return "; ".join(told(start)) if start else ""
 
 
-def _tokenizer(run: Run) -> str:
+def told_score(metric: str, score: float | None) -> str:
+    """The score that a checkpoint had while it learned."""
+    return "not scored" if score is None else f"{_NAMES.get(metric, metric)} {score:.3f}"
+
+
+def told_tokenizer(run: Run) -> str:
     """Kind and size of each side."""
     tokenizer = run.config.tokenizer
-    sides = [side for side in (tokenizer.source, tokenizer.target) if side is not None]
-    if sides:
-        return ", ".join(f"{side.kind} up to {side.size:,}" for side in sides)
+    if tokenizer.take_from is not None:
+        return f"that of {tokenizer.take_from}"
+    if tokenizer.source is not None and tokenizer.target is not None:
+        return ", ".join(f"{name} {side.kind} up to {side.size:,}"
+                         for name, side in (("source", tokenizer.source), ("target", tokenizer.target)))
     return f"{tokenizer.kind} up to {tokenizer.size:,}, {'shared' if tokenizer.shared else 'one for each side'}"
 
 
-def _counts(run: Run) -> str:
-    """How much was prepared and left out, where the prepared data is at hand."""
-    data = run.config.data
-    prepared = data.root / data.prepared if data.prepared else run.folder / "data"
-    try:
-        manifest = json.loads((prepared / "manifest.json").read_text(encoding="utf-8"))
-        counted = "; ".join(f"{manifest[name]:,} {name.replace('_', ' ')}"
-                            for name in ("pairs", "source_tokens", "target_tokens"))
-        dropped = "; ".join(f"{count:,} left out: {reason}" for reason, count in manifest["left_out"]["counts"].items())
-    except (OSError, ValueError, KeyError, TypeError):  # a run that came without its data translates as well as before
-        return ""
-    return f": {'; '.join(filter(None, [counted, dropped]))}"
+def told_data(run: Run) -> str:
+    """The files, and how much was prepared and left out, where the prepared data is at hand."""
+    data, facts = run.config.data, data_facts(run)
+    files = dict.fromkeys(str(path) for corpus in data.train for path in (corpus.source, corpus.target, corpus.pairs)
+                          if path)
+    counted = [f"{facts[name]:,} {name.replace('_', ' ')}" for name in ("pairs", "source_tokens", "target_tokens")
+               if facts[name] is not None]
+    dropped = [f"{count:,} left out: {reason}" for reason, count in (facts["left_out"] or {}).items()]
+    return f"{', '.join(files)} in {data.root}" + f": {'; '.join([*counted, *dropped])}" * bool(counted)
+
+
+def told_versions(versions: Mapping[str, str]) -> str:
+    """What a checkpoint was made with."""
+    return ", ".join(what if name == "machine" else f"{name} {what}" for name, what in versions.items())
+
+
+def told_export(run: Run) -> dict[str, str]:
+    """What an exported folder was made from, and how its check came out; nothing of a run."""
+    export = about(run.folder)
+    if export is None:
+        return {}
+    found = {"exported": f"to {export['to']}, {export['precision']}, from {export['checkpoint']}, by regard "
+                         f"{export['regard']}"}
+    return found | ({"checked": str(Agreement(**export["check"]))} if export["check"] else {})
 
 
 def _flat(settings: Any, prefix: str = "") -> list[tuple[str, str]]:

@@ -13,6 +13,7 @@ import numpy as np
 
 from regard.config import CorpusConfig
 from regard.errors import DataError
+from regard.text.alignment import Links, parse_links
 
 PLACES_NAMED = 5
 NEWLINE = b"\n"
@@ -50,7 +51,8 @@ class LeftOut:
 class Pairs:
     """Checked pairs: source i is translated by target i, and both hold text.
 
-    `numbers[i]` is the line of pair i in its files, counted from 1, and `files` the names of those.
+    `numbers[i]` is the line of pair i in its files, counted from 1, and `files` the names of those; `links[i]` its word
+    alignment, where the corpus has one.
     """
 
     sources: list[str]
@@ -58,6 +60,7 @@ class Pairs:
     numbers: Sequence[int] = ()
     files: tuple[str, str] = ("source", "target")
     left_out: LeftOut = field(default_factory=LeftOut)
+    links: Links | None = None
 
     def __len__(self) -> int:
         return len(self.sources)
@@ -104,11 +107,12 @@ def read_pairs(corpus: CorpusConfig, root: Path) -> Pairs:
     """Read a parallel corpus; pairs with an empty side are left out and counted.
 
     Args:
-        corpus: its two files, or its one file of source TAB target.
+        corpus: its two files, or its one file of source TAB target; and the file of its word alignment, if it has one.
         root: the folder that their paths are relative to.
 
     Raises:
-        DataError: a file cannot be read or is not UTF-8, the line counts differ, or a line is not a pair.
+        DataError: a file cannot be read or is not UTF-8, the line counts differ, or a line is not a pair, or not the
+            links of its pair.
     """
     if corpus.pairs is not None:
         path = root / corpus.pairs
@@ -121,7 +125,22 @@ def read_pairs(corpus: CorpusConfig, root: Path) -> Pairs:
         sources, targets = (read_lines(path) for path in paths)
         if len(sources) != len(targets):
             raise DataError(_unequal(paths, sources, targets))
-    return _without_empty(sources, targets, files)
+    pairs = _without_empty(sources, targets, files)
+    if corpus.alignment is not None:
+        pairs.links = _read_links(root / corpus.alignment, pairs, len(sources))
+    return pairs
+
+
+def _read_links(path: Path, pairs: Pairs, count: int) -> Links:
+    """The word links of the pairs that are left of so many; the lines of the others are not looked at."""
+    lines, links = read_lines(path), Links()
+    if len(lines) != count:
+        raise DataError(f"{path} has {len(lines):,} lines, and {' and '.join(dict.fromkeys(pairs.files))} {count:,}. "
+                        "Expected the links of pair n in line n, and an empty line where it has none. Nothing was "
+                        "written.")
+    for source, target, number in zip(pairs.sources, pairs.targets, pairs.numbers, strict=True):
+        links.add(parse_links(lines[number - 1], (source, target), f"{path}:{number}"))
+    return links
 
 
 def _not_utf8(path: Path, data: bytes, position: int) -> str:

@@ -1,11 +1,13 @@
 """What may change in a config between the stop of a training and its going on.
 
     refused     what the weights, the tokens or the optimizer's state were made for
+    past        where weights and tokenizers came from: they are here now, so that it means nothing any more
     warned of   what the order of the batches follows from: the training goes on, but not where it stood in its epoch
     told        all else: it holds from the next update on
 """
 
 from collections.abc import Iterator, Mapping
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +21,16 @@ REFUSED = {
     "model": "holds checkpoints of another model",
     "tokenizer": "holds checkpoints that learned from other tokens",
     "data.max_tokens": "holds checkpoints that learned from other data",
+    "data.train.*.weight": "holds checkpoints that saw the corpora in other shares",
     "train.optimizer": "holds the state of another optimizer",
     "train.freeze": "holds the optimizer's state of other weights",
+    "train.start_from": "holds checkpoints that began otherwise",
 }
-"""By the beginnings of their names, and why."""
+"""By the beginnings of their names, * for a number in a list, and why."""
 FREE = ("dropout", "stochastic_depth")
 """Settings of a model that its weights do not depend on, by parts of their names."""
 ORDER = {"train.batch_tokens", "train.seed"}
+PAST = {"train.start_from", "tokenizer.take_from"}
 
 
 def check_changes(folder: Path, before: Mapping[str, Any], config: Config, reporter: Reporter | None) -> None:
@@ -41,12 +46,17 @@ def check_changes(folder: Path, before: Mapping[str, Any], config: Config, repor
         RunError: a setting has changed with which going on is impossible; all of them are named.
     """
     changes = dict(_changes(before, config.model_dump(mode="json")))
+    old = dict(_flat(before))
+    past = [changes.pop(name) for name in sorted(PAST & changes.keys()) if old.get(name) is not None]
     refusals = [_refusal(folder, begin, why, told) for begin, why in REFUSED.items() if (told := [
-        text for name, text in changes.items() if f"{name}.".startswith(f"{begin}.") and not _is_free(name)])]
+        text for name, text in changes.items() if fnmatchcase(f"{name}.", f"{begin}.*") and not _is_free(name)])]
     if refusals:
         raise RunError("\n".join(refusals))
     if reporter is None:
         return
+    if past:
+        reporter.warn(f"{', '.join(past)}: means nothing any more, for the checkpoints hold what came of it. To begin "
+                      "with another run, use --fresh or another --out")
     if order := [text for name, text in changes.items() if name in ORDER]:
         reporter.warn(f"{', '.join(order)}: this is another order of the data, so the rest of the epoch may show some "
                       "pairs again and leave others out, and the result is not that of one training")
@@ -80,8 +90,10 @@ def _changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[tu
 
 
 def _flat(settings: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
-    """Nested settings as pairs of a name with dots and a value."""
+    """Nested settings as pairs of a name with dots and a value; sections in a list are counted from 1."""
     for name, value in settings.items():
+        if isinstance(value, list) and any(isinstance(each, Mapping) for each in value):
+            value = {str(number): each for number, each in enumerate(value, 1)}
         if isinstance(value, Mapping):
             yield from _flat(value, f"{before}{name}.")
         else:

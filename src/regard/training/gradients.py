@@ -13,7 +13,7 @@ from regard.errors import RunError
 from regard.model.seq2seq import Seq2Seq
 from regard.training import device as machine
 from regard.training.cluster import Cluster
-from regard.training.objective import loss_of
+from regard.training.objective import Guide, loss_of
 from regard.training.optimizer import learning
 from regard.training.precision import matrix_products
 from regard.training.r_drop import r_drop_loss_of
@@ -45,7 +45,7 @@ class Gradients:
         cluster: Cluster | None = None
     ):
         self.model, self.settings, self.precision, self.standing, self.say = model, settings, precision, standing, say
-        self.device = model.output.device
+        self.device, self.guide = model.output.device, Guide.of(model, settings)
         self.cluster = cluster or Cluster(0, 1, self.device)
 
     def add(self, batches: Sequence[Batch], tokens: int | None = None, pieces: int | None = None) -> Tensor:
@@ -118,8 +118,8 @@ class Gradients:
         settings = self.settings
         if settings.r_drop:
             return r_drop_loss_of(
-                self.model, batch, settings.r_drop, settings.label_smoothing, settings.coverage_loss)
-        return loss_of(self.model, batch, settings.label_smoothing, settings.coverage_loss)
+                self.model, batch, settings.r_drop, settings.label_smoothing, settings.coverage_loss, self.guide)
+        return loss_of(self.model, batch, settings.label_smoothing, settings.coverage_loss, self.guide)
 
     def parted(self, batch: Batch) -> Iterator[Batch]:
         """The batch, in halves of halves that are not known to be too large."""
@@ -206,7 +206,10 @@ def size(batch: Batch) -> int:
 def some(batch: Batch, rows: slice) -> Batch:
     """Some rows of a batch, padded to the longest of them alone."""
     source, target = (int(mask[rows].sum(1).max()) for mask in (batch.source_mask, batch.target_mask))
+    links, (first, last, _) = batch.alignment, rows.indices(len(batch))
+    if links is not None:
+        links = links[(links[:, 0] >= first) & (links[:, 0] < last)] - links.new_tensor([first, 0, 0])
     return replace(
-        batch, source=batch.source[rows, :source], source_mask=batch.source_mask[rows, :source],
+        batch, alignment=links, source=batch.source[rows, :source], source_mask=batch.source_mask[rows, :source],
         target_in=batch.target_in[rows, :target], target_out=batch.target_out[rows, :target],
         target_mask=batch.target_mask[rows, :target], tokens=int(batch.target_mask[rows].sum()))

@@ -17,6 +17,7 @@ from regard.data.shards import Prepared, prepare
 from regard.errors import CheckpointError, Interrupted, RunError
 from regard.model.seq2seq import build_model
 from regard.training import checkpoint as checkpoints
+from regard.training import start_from
 from regard.training.checkpoint import Checkpoint, mean_weights, put_weights, weights_of
 from regard.training.cluster import Cluster, joined
 from regard.training.device import memory_errors, pick_device, versions
@@ -64,6 +65,7 @@ def train(
         cluster = stack.enter_context(joined(pick_device(config.train.device)))
         reporter = stack.enter_context(reporter or Reporter(config.train, quiet, silent=not cluster.is_first))
         if cluster.is_first:
+            start_from.check(config, Path(out), fresh)
             stack.enter_context(Run.locked(out, reporter.warn))
             Run.create(out, config, fresh=fresh, force=force, reporter=reporter)
             prepared = prepare(config, Path(out), reporter.say)
@@ -105,7 +107,7 @@ class Trainer:
         self.device = cluster.device
         self.precision, self.why = chosen(self.config.train, self.device)
         torch.manual_seed(self.config.train.seed)
-        source, target = prepared.tokenizers
+        source, target = self.tokenizers = prepared.tokenizers
         self.model = build_model(self.config.model, source.size, target.size).to(self.device)
         settings = self.config.train
         freeze(self.model, settings.freeze)
@@ -115,6 +117,7 @@ class Trainer:
         self.order = Order(prepared.train, settings.batch_tokens, settings.seed, max(pieces, cluster.size))
         self.validation = Validation(self.config, prepared.tokenizers, self.device)
         self.standing = Standing()
+        self.start: dict[str, Any] = {}
         self.gradients = Gradients(self.model, settings, self.precision, self.standing, reporter.say, cluster)
         self.log = MetricsLog(run, settings.tensorboard, silent=not cluster.is_first)
 
@@ -262,7 +265,7 @@ class Trainer:
         if not self.cluster.is_first:
             return
         state = {**asdict(self.standing), "score": score, "metric": self.config.train.metric, "versions": versions(),
-                 **self.run.record()}
+                 **self.run.record(), **self.start}
         with self.ema.in_model() as trained:
             checkpoints.save(self.run.step_path(self.standing.step), Checkpoint(
                 weights_of(self.model), optimizer_tensors(self.optimizer, self.model) | trained, state))
@@ -277,12 +280,14 @@ class Trainer:
             size = sum(weights.numel() for weights in self.model.parameters())
             self.reporter.say(f"model: {size:,} parameters, on {self.device}, matrix products in {self.precision} "
                               f"({self.why}); {self.order.updates(0):,} updates an epoch")
+            self.begin()
         else:
             weights, optimizer = (self.cluster.agree_on(each) for each in (
                 (saved.model, saved.optimizer) if saved else ({}, {})))
             put_weights(self.model, weights, path)
             put_optimizer(self.optimizer, self.model, optimizer, path)
             self.ema.put(optimizer)
+            self.start = {name: state[name] for name in (start_from.KEY,) if name in state}
             self.standing = self.gradients.standing = self.standing_of(state)
             self.log.rewind(self.standing.step)
             self.reporter.say(f"going on from {path}: step {self.standing.step:,}, epoch {self.standing.epoch}, "
@@ -291,6 +296,19 @@ class Trainer:
             self.run.write_config()
         if self.cluster.size > 1:
             self.reporter.say(f"{self.cluster.size} processes, {self.order.pieces} pieces of each update")
+
+    def begin(self) -> None:
+        """Give the new model another run's weights, where the config says so; the first process reads them for all."""
+        path = self.config.train.start_from
+        if path is None:
+            return
+        weights, facts = ({}, None) if not self.cluster.is_first else start_from.begin(
+            path, self.config, self.model, self.tokenizers)
+        self.start = {start_from.KEY: self.cluster.agree(facts)}
+        put_weights(self.model, self.cluster.agree_on(weights), path)
+        self.ema.put({})
+        for line in start_from.told(self.start[start_from.KEY]):
+            self.reporter.say(line)
 
     def newest(self) -> tuple[Path, Checkpoint | None]:
         """The newest whole checkpoint and where it lies, those that are damaged set aside; None: there is none yet."""
@@ -348,7 +366,7 @@ class Trainer:
         scores = self.validation.scores(self.model)
         metric = self.config.train.metric
         state = {"step": self.standing.step, "of": [path.name for path in paths], "score": score_of(scores, metric),
-                 "metric": metric, "versions": versions()}
+                 "metric": metric, "versions": versions(), **self.start}
         checkpoints.save(self.run.average_path, Checkpoint(weights_of(self.model), {}, state))
         put_weights(self.model, own, self.run.folder)
         self.reporter.say(f"average of the last {len(paths)} checkpoints: validation "

@@ -3,14 +3,16 @@
 The projection to the vocabulary is folded in and worked off in pieces, so that no tensor of (B, T, V) ever exists.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from regard.config import TrainConfig
 from regard.data.batches import Batch
 from regard.model.pointer import mixed_log_probabilities
+from regard.model.rnn import RNNDecoder
 from regard.model.seq2seq import Seq2Seq
 from regard.model.state import Taps
 
@@ -124,7 +126,66 @@ def coverage_loss(weights: Tensor, mask: Tensor) -> Tensor:
     return torch.minimum(weights, before).sum(-1)[mask].sum()
 
 
-def loss_of(model: Seq2Seq, batch: Batch, smoothing: float = 0.0, coverage: float = 0.0) -> tuple[Tensor, Tensor]:
+def alignment_loss(weights: Tensor, links: Tensor) -> Tensor:
+    """How far attention is from given links, guided alignment of Chen et al. (2016): -Σ_t Σ_s A_ts log α_ts.
+
+    The links of a target position weigh 1 together; a position without links asks for nothing.
+
+    Args:
+        weights: float (B, T, S), attention; or (B, H, T, S), of which the first head is guided, as one is by Garg et
+            al. (2019).
+        links: int64 (L, 3), row, target position and source position, none of them twice.
+    """
+    weights = weights[:, 0] if weights.dim() == 4 else weights
+    row, target, source = links.unbind(1)
+    linked, place = weights[row, target, source], row * weights.shape[1] + target
+    linked = linked.to(torch.promote_types(linked.dtype, torch.float32))
+    of_place = linked.new_zeros(weights.shape[:2].numel()).index_add(0, place, torch.ones_like(linked))
+    # What a local window does not look at has a weight of 0, and no gradient could change that.
+    return -(linked.clamp_min(torch.finfo(linked.dtype).tiny).log() / of_place[place]).sum()
+
+
+class Guide(NamedTuple):
+    """What guides attention: λ, the weight of `alignment_loss`, and the name in taps of the attention it guides."""
+
+    weight: float
+    name: str = "cross.0"
+
+    @classmethod
+    def of(cls, model: Seq2Seq, settings: TrainConfig) -> "Guide | None":
+        """As the settings say, by default the last layer but one (Garg et al. 2019); None: nothing is guided."""
+        if not settings.guided_alignment:
+            return None
+        layers = 1 if isinstance(model.decoder, RNNDecoder) else len(model.decoder.layers)
+        return cls(settings.guided_alignment, f"cross.{(settings.guided_layer or max(1, layers - 1)) - 1}")
+
+
+def wanted_taps(batch: Batch, coverage: float, guide: Guide | None) -> Taps | None:
+    """Where attention is to leave its weights when the loss asks something of them; None: it asks nothing."""
+    guided = guide is not None and batch.alignment is not None and len(batch.alignment)
+    return {} if coverage or guided else None
+
+
+def attention_loss(taps: Taps, batch: Batch, coverage: float, guide: Guide | None) -> Tensor:
+    """What the loss asks of attention, weighted and summed over a batch.
+
+    Args:
+        taps: the attention weights.
+        batch: sources, targets and the links between them.
+        coverage: weight of `coverage_loss`.
+        guide: weight and place of `alignment_loss`; None: nothing is guided.
+    """
+    loss = batch.source.new_zeros((), dtype=next(iter(taps.values())).dtype)
+    if coverage:
+        loss = loss + coverage * coverage_loss(taps["cross.0"], batch.target_mask)
+    if guide is not None and batch.alignment is not None:
+        loss = loss + guide.weight * alignment_loss(taps[guide.name], batch.alignment)
+    return loss
+
+
+def loss_of(
+    model: Seq2Seq, batch: Batch, smoothing: float = 0.0, coverage: float = 0.0, guide: Guide | None = None
+) -> tuple[Tensor, Tensor]:
     """The loss and the plain cross-entropy of a batch, each summed over its real target tokens, in nats.
 
     Args:
@@ -132,8 +193,9 @@ def loss_of(model: Seq2Seq, batch: Batch, smoothing: float = 0.0, coverage: floa
         batch: sources and targets.
         smoothing: share of each target spread evenly over the vocabulary.
         coverage: weight of `coverage_loss` in the loss (See et al. 2017, eq. 13).
+        guide: weight and place of `alignment_loss` in it; None: attention is not guided.
     """
-    taps: Taps | None = {} if coverage else None
+    taps = wanted_taps(batch, coverage, guide)
     features = model(batch, taps)
     if model.copies:
         loss, surprise = copying_cross_entropy(features, model.output, batch, smoothing)
@@ -141,5 +203,5 @@ def loss_of(model: Seq2Seq, batch: Batch, smoothing: float = 0.0, coverage: floa
         mask = batch.target_mask
         loss, surprise = cross_entropy(features[mask], model.output, batch.target_out[mask], smoothing)
     if taps is not None:
-        loss = loss + coverage * coverage_loss(taps["cross.0"], batch.target_mask)
+        loss = loss + attention_loss(taps, batch, coverage, guide)
     return loss, surprise

@@ -163,13 +163,13 @@ def forecast(config: Config, prepared: Prepared, seconds: float, say: Say) -> Fo
     update = measured_update(model, config, gradients, order, seconds)
     memory = machine.peak_memory(device)
     validation = measured_validation(model, config, prepared, device)
-    tokens = [count + len(prepared.train) for count in prepared.train.tokens]  # with </s>
+    rows, *tokens = order.sums(0)
     means = [count / order.updates(0) for count in tokens]
     whole = settings.steps * update + -(-settings.steps // settings.validate_every) * validation
     return Forecast(
         **parameters(model), updates=settings.steps, epochs=settings.steps / order.updates(0),
         source_tokens=round(settings.steps * means[0]), target_tokens=round(settings.steps * means[1]),
-        operations=operations(model, config.model, means[0], means[1], sum(tokens) / 2 / len(prepared.train)),
+        operations=operations(model, config.model, means[0], means[1], sum(tokens) / 2 / rows),
         precision=precision, update_seconds=update, validation_seconds=validation,
         seconds=min(whole, 60 * settings.minutes) if settings.minutes else whole,
         memory=memory, activations=sum(saved.values()))

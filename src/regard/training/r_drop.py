@@ -10,8 +10,7 @@ from torch.utils.checkpoint import checkpoint
 from regard.data.batches import Batch
 from regard.model.pointer import mixed_log_probabilities
 from regard.model.seq2seq import Seq2Seq
-from regard.model.state import Taps
-from regard.training.objective import coverage_loss
+from regard.training.objective import Guide, attention_loss, wanted_taps
 
 PIECE = 256
 """Rows whose log-probabilities, of both passes, exist at one time."""
@@ -121,7 +120,8 @@ def _copying_piece(
 
 
 def r_drop_loss_of(
-    model: Seq2Seq, batch: Batch, alpha: float, smoothing: float = 0.0, coverage: float = 0.0
+    model: Seq2Seq, batch: Batch, alpha: float, smoothing: float = 0.0, coverage: float = 0.0,
+    guide: Guide | None = None
 ) -> tuple[Tensor, Tensor]:
     """As `regard.training.objective.loss_of`, of two passes over the batch, each with dropout of its own.
 
@@ -131,8 +131,9 @@ def r_drop_loss_of(
         alpha: α, how much their difference weighs.
         smoothing: share of each target spread evenly over the vocabulary.
         coverage: weight of `coverage_loss`, the mean of both passes.
+        guide: weight and place of `alignment_loss`, the mean of both passes.
     """
-    taps: list[Taps | None] = [{} if coverage else None for _ in range(2)]
+    taps = [wanted_taps(batch, coverage, guide) for _ in range(2)]
     first, second = (model(batch, each) for each in taps)
     mask = batch.target_mask
     if model.copies:
@@ -142,5 +143,5 @@ def r_drop_loss_of(
             first[mask], second[mask], model.output, batch.target_out[mask], alpha, smoothing)
     for each in taps:
         if each is not None:
-            loss = loss + coverage / 2 * coverage_loss(each["cross.0"], mask)
+            loss = loss + attention_loss(each, batch, coverage, guide) / 2
     return loss, surprise

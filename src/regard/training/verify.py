@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from regard.config import Config, TrainConfig, read_config, write_config
+from regard.config import Config, TokenizerConfig, TrainConfig, read_config, write_config
 from regard.errors import Interrupted, RegardError, RunError
 from regard.training import checkpoint as checkpoints
 from regard.training.loop import train
@@ -132,13 +132,17 @@ def verify_resume(run: Run, steps: int = 8, advance: Callable[[], object] = lamb
 
 
 def _config_for(run: Run, steps: int) -> Config:
-    """The run's config, for so few updates: a row of figures for each, and no end and no validation before the last."""
-    settings = run.config.train
+    """The run's config, for so few updates: a row of figures for each, and no end and no validation before the last.
+
+    What it took from another run, which may be gone, it takes from itself: its best weights, and its tokenizers.
+    """
+    settings, tokens = run.config.train, run.config.tokenizer
     changes = {"steps": max(settings.steps, steps + 1), "validate_every": steps + 1, "minutes": None, "patience": 0,
-               "log_every": 1, "tensorboard": False}
+               "log_every": 1, "tensorboard": False, "start_from": settings.start_from and run.best().resolve()}
     return run.config.model_copy(update={
         "train": settings.model_copy(update=changes),
         "data": run.config.data.model_copy(update={"prepared": None}),
+        "tokenizer": TokenizerConfig(take_from=run.folder.resolve()) if tokens.take_from else tokens,
     })
 
 
