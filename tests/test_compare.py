@@ -138,8 +138,9 @@ def test_a_translator_s_outputs_and_problems():
                 for line in lines)
 
     called = []
-    system = translated("run", SimpleNamespace(stream=stream), TEST, 3, lambda: called.append(1))
-    assert system == System("run", ["A B", "", "D E F"], {2: "no"}) and len(called) == 3
+    engine = SimpleNamespace(name="torch", precision="bfloat16")
+    system = translated("run", SimpleNamespace(stream=stream, engine=engine), TEST, 3, lambda: called.append(1))
+    assert system == System("run", ["A B", "", "D E F"], {2: "no"}, "torch", "bfloat16") and len(called) == 3
 
 
 @pytest.mark.parametrize(("names", "expected"), [
@@ -236,6 +237,15 @@ def test_faults_of_the_draws(place, files):
     refused(command(*outputs, "--seed", "0"), "seed = 0: expected 1 or more")
     refused(command(*outputs, "--trials", "1000000000"), "trials = 1,000,000,000 on 11 lines", "give --trials 36363636")
     refused(command(*outputs, "--sentences", "-1"), "--sentences")
+
+
+def test_the_engine_that_is_named_translates(place, files):
+    for asked, expected in (((), "float32"), (("--precision", "bfloat16"), "bfloat16")):
+        result = command(place / "one", place / "bad.out", *files, *FEW, "--engine", "torch", *asked, "--json")
+        run, file = json.loads(result.stdout)["systems"]
+        assert (run["engine"], run["precision"], file["engine"], file["precision"]) == ("torch", expected, None, None)
+        assert f"{place / 'one'}: engine torch, {expected}" in result.stderr
+    refused(command(place / "one", place / "two", *files, "--engine", "ctranslate2"), 'cannot carry kind = "rnn"')
 
 
 def test_options_about_translating_are_refused_where_nothing_is_translated(place, files):

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from threading import Timer
 
 import pytest
 import torch
@@ -573,6 +574,23 @@ def test_a_full_disk(runs, engine):
     for code, message in ((result.exit_code, result.stderr), (ended.returncode, said.decode())):
         assert code == 2 and message.count("\n") == 1
         assert message.startswith("OSError: No space left on device. Free some space")
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_slow_pipe_is_answered_line_by_line(runs, engine):
+    started = process("translate", runs["transformer-pre"], "--engine", engine, stdin=subprocess.PIPE,
+                      stdout=subprocess.PIPE)
+    patience = Timer(120, started.kill)
+    patience.start()
+    with started, started.stdin as asks, started.stdout as answers:
+        for line in (b"a b c\n", b"\n", b"d\ra\r\nb\nhalf of ", b"a line\n"):
+            asks.write(line)
+            asks.flush()
+            assert all(answers.readline().endswith(b"\n") for _ in range(line.count(b"\n")))
+        asks.write(b"a")
+        asks.close()
+        assert answers.read().count(b"\n") == 1 and started.wait() == 0
+    patience.cancel()
 
 
 def test_the_engines_of_a_command_line(runs):

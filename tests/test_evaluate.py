@@ -18,6 +18,7 @@ class Known:
     outputs: list[str | None]
     beams: list[int | None] = field(default_factory=list)
 
+    engine = SimpleNamespace(name="torch", precision="float32")
     config = SimpleNamespace(data=SimpleNamespace(bleu_tokenize="none"))
     tokenizers = SimpleNamespace(source=SimpleNamespace(encode=lambda lines: [line.split() for line in lines]))
 
@@ -86,6 +87,7 @@ def test_tokenize_overrules_the_config():
 def test_figures_are_plain_and_complete():
     figures = evaluate(Known(OUTPUTS), SOURCES, REFERENCES).figures()
     assert figures["lines"] == 4 and figures["problems"] == {"4": "too long"}
+    assert figures["engine"] == "torch" and figures["precision"] == "float32"
     assert figures["scores"]["exact match"] == {"value": 25.0, "signature": "nrefs:1|case:mixed|tok:none"}
     assert figures["by_length"][0]["scores"]["exact match"] == 50.0
 

@@ -88,6 +88,8 @@ def test_what_an_exported_model_cannot_be_asked(run, tmp_path):
         regard.load(tmp_path / "out", engine="torch", precision="float32", device="cuda")
     assert [line.split(" ", 1)[1][:30] for line in str(error.value).splitlines()] == [
         "runs on the processor here, an", "holds no checkpoint for torch:", 'holds precision = "int8", and ']
+    with pytest.raises(ConfigError, match=r'holds step-000000\d\d alone, and checkpoint = "last" was asked for'):
+        regard.load(tmp_path / "out", "last")
     with pytest.raises(ConfigError, match="ctranslate2 has no ensembles, and there are 2 runs"):
         regard.load([run, tmp_path / "out"])
     translator = regard.load(tmp_path / "out")
@@ -98,6 +100,48 @@ def test_what_an_exported_model_cannot_be_asked(run, tmp_path):
         translator.translate("a", sample=True)
     with pytest.raises(RunError, match="exported for CTranslate2 and holds no checkpoint"):
         export(tmp_path / "out", tmp_path / "again", "folder")
+
+
+def test_commands_on_an_exported_folder(run, tmp_path):
+    out, test = tmp_path / "out", ("--source", tmp_path / "lines", "--target", tmp_path / "right")
+    export(run, out, "ctranslate2", "int8")
+    (tmp_path / "lines").write_text("a b c\nd\nb b a d c\n")
+    (tmp_path / "right").write_text("c b a\nd\nc d a b b\n")
+    about = json.loads((out / "export.json").read_text())
+    said = command("info", out)
+    assert said.exit_code == 0 and "train" not in said.stdout.split("Go on with:")[1] and "look" not in said.stdout
+    for part in (f"to ctranslate2, int8, from {about['checkpoint']}, by regard {regard.__version__}", "6 sentences: ",
+                 "transformer: width = 8", f"regard evaluate {out}"):
+        assert part in said.stdout
+    facts = json.loads(command("info", out, "--json").stdout)
+    assert facts["export"] == about and facts["training"] is facts["best"] is None and facts["checkpoints"] == []
+
+    judged = command("evaluate", out, *test)
+    assert judged.exit_code == 0 and judged.stderr.rstrip().endswith("; engine ctranslate2, int8")
+    figures = json.loads(command("evaluate", out, *test, "--json").stdout)
+    assert (figures["engine"], figures["precision"], figures["checkpoint"]) == (
+        "ctranslate2", "int8", about["checkpoint"])
+    same = json.loads(command("evaluate", run, *test, "--json", "--precision", "int8").stdout)
+    assert same["scores"] == figures["scores"] and same["checkpoint"] == figures["checkpoint"]
+    refused = command("evaluate", out, *test, "--report")
+    assert refused.exit_code == 2 and "was exported for another engine" in refused.stderr
+    assert not (out / "report.html").exists()
+
+    page = tmp_path / "page.html"
+    compared = command("compare", run, out, *test, "--engine", "auto", "--resamples", "20", "--trials", "20", "--html",
+                       page, "--json")
+    systems = json.loads(compared.stdout)["systems"]
+    assert [(each["engine"], each["precision"]) for each in systems] == [
+        ("ctranslate2", "float32"), ("ctranslate2", "int8")]
+    assert f"{out}: engine ctranslate2, int8" in compared.stderr
+    assert "to ctranslate2, int8, from" in page.read_text() and "ctranslate2, float32" in page.read_text()
+
+
+def test_info_on_an_exported_run(run, tmp_path):
+    export(run, tmp_path / "out", "folder", checkpoint="step-00000020")
+    said = command("info", tmp_path / "out").stdout
+    assert "to folder, float32, from step-00000020" in said and "20 of 40 updates" in said
+    assert "regard train" not in said and "regard look" in said
 
 
 def test_a_damaged_export_is_refused(run, tmp_path, monkeypatch):

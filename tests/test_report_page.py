@@ -147,8 +147,8 @@ def test_it_says_what_made_it(page):
 def test_the_page_of_a_run_is_complete(place, run_page):
     for wanted in ("transformer, 2 + 2 layers, 2 heads", "7 pairs; 1 left out", "tok:none|smooth:exp", "Best sentences",
                    "Worst sentences", "test.source:6", "step-000000", "SHA-256", " of 12 updates", "mean of 2 layers",
-                   "token error rate of the validation data", f"regard evaluate {place / 'transformer-pre'} --report",
-                   *BETTER):
+                   "token error rate of the validation data", f"regard evaluate {place / 'transformer-pre'} --engine ",
+                   "--precision float32 --report", "translated by", ", float32", *BETTER):
         assert wanted in run_page.words, wanted
     assert "length of the source in tokens, and how many lines there are" in run_page.words
     assert "token error rate, percent; lower is better" in run_page.words  # by what the run was chosen

@@ -10,12 +10,13 @@ import torch
 
 import regard
 from conftest import make_config, write_reversal
+from regard.config import TokenizerConfig
 from regard.data.batches import Batch
 from regard.decode.search import forced
 from regard.errors import CheckpointError, ConfigError, DataError, RunError
 from regard.text.tokenizer import UNK, Tokenizer
 from regard.training.loop import train
-from regard.translator import WINDOWS, Translation, Translator, _insert
+from regard.translator import CHARACTERS, WINDOWS, Translation, Translator, _insert, tasks_of, windows
 
 LINES = ["a b c", "d", "", "b b a d c", "a " * 50, "z", "c a"]
 
@@ -101,6 +102,26 @@ def test_stream_reads_no_further_than_it_must(translator):
     endless = (read.append(line) or line for line in repeat("a b"))
     assert len(list(islice(translator.stream(endless, beam=1), 5))) == 5
     assert len(read) == WINDOWS[0]
+
+
+def test_lines_before_a_none_are_answered_before_the_next_is_read(translator):
+    read, lines = [], [None, "a b", None, "", "c", None, None, "b"]
+    stream = translator.stream((read.append(line) or line for line in lines), beam=1)
+    found = []
+    for behind in (3, 6, 6, 8):
+        found.append(next(stream))
+        assert len(read) == behind
+    assert next(stream, None) is None and [one.text for one in found] == [
+        translator.translate(line, beam=1).text for line in lines if line is not None]
+
+
+def test_windows_grow_and_end_at_a_none_and_where_texts_are_long():
+    def sizes(texts, size=4):
+        return [[task.number for task in window] for window in windows(tasks_of(texts, "", ()), size)]
+
+    assert sizes("abcdefghijklmnop") == [[1, 2, 3, 4], [5, 6, 7, 8, 9, 10, 11, 12], [13, 14, 15, 16]]
+    assert sizes(["a", None, "b", "c", None, None]) == [[1], [2, 3]] and sizes([None]) == sizes([]) == []
+    assert sizes(["a", "b" * CHARACTERS, "c"]) == [[1, 2], [3]]
 
 
 def outputs(translation):
@@ -233,6 +254,17 @@ def test_each_nasty_line_has_its_outcome(translator):
         assert [problem for place, problem in enumerate(problems) if place not in (3, 7)] == [None] * 8
         assert all(one.text == "" for one in (found[0], found[1], found[3], found[7]))
         assert exact(found[-1:]) == approx([translator.translate(lines, **options)[-1]])
+
+
+@pytest.mark.parametrize("kind", ["bpe", "unigram", "char", "byte", "space"])
+def test_a_line_of_blanks_is_empty_also_where_blanks_are_tokens(tmp_path, kind):
+    write_reversal(tmp_path)
+    config = make_config(tmp_path, steps=1, validate_every=1)
+    config = config.model_copy(update={"tokenizer": TokenizerConfig(kind=kind, size=20)})
+    translator = regard.load(train(config, tmp_path / "run", quiet=True).folder)
+    blank = ["", " ", "   \t ", "\r", "\u2028\u3000\xa0"]
+    assert translator.translate(blank) == [Translation("")] * len(blank)
+    assert translator.translate(" a").tokens
 
 
 def test_lines_whose_wishes_cannot_be_met_are_reported_and_the_others_translated(translator):

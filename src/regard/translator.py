@@ -7,7 +7,7 @@
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
-from itertools import islice, repeat
+from itertools import repeat
 from pathlib import Path
 from typing import Any, NamedTuple, Unpack, overload
 
@@ -30,6 +30,8 @@ from regard.text.tokenizer import EOS, SPECIALS, UNK, Tokenizer, Tokenizers
 
 WINDOWS = (64, 4096)
 """Lines that `stream` reads ahead, to sort them by length: few at first, so that output begins soon, then ever more."""
+CHARACTERS = 2**20
+"""Characters that it reads ahead at most, and the line that goes past them."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ def load(path: str | Path | Sequence[str | Path], checkpoint: str = "best", devi
     paths = [Path(each) for each in ([path] if isinstance(path, str | Path) else path)]
     opened = open_engines(paths, checkpoint, device, engine, precision)
     return Translator(opened.own, opened.tokenizers, opened.configs[0], opened.configs[1:], opened.engines,
-                      opened.against)
+                      opened.against, opened.checkpoints)
 
 
 class Task(NamedTuple):
@@ -105,14 +107,20 @@ class Ids(NamedTuple):
     force: list[list[int]]
 
 
-def tasks_of(lines: Iterable[str], prefix: str | Iterable[str], force: Iterable[Any]) -> Iterator[Task]:
-    """Texts with what is asked of each; raises DataError when there are not as many prefixes or lists of phrases."""
+def tasks_of(lines: Iterable[str | None], prefix: str | Iterable[str],
+             force: Iterable[Any]) -> Iterator[Task | None]:
+    """Texts with what is asked of each, and each None as it is; raises DataError when there are not as many prefixes or
+    lists of phrases."""
     shared = shared_phrases(force)
     beside: dict[str, Iterator[Any]] = {
         "prefix": repeat(prefix) if isinstance(prefix, str) else iter(prefix),
         "force": repeat(shared) if shared is not None else map(tuple, force)}
     number = 0
-    for number, text in enumerate(lines, start=1):
+    for text in lines:
+        if text is None:
+            yield None
+            continue
+        number += 1
         each: dict[str, Any] = {name: next(values, None) for name, values in beside.items()}
         for name, value in each.items():
             if value is None:
@@ -121,6 +129,23 @@ def tasks_of(lines: Iterable[str], prefix: str | Iterable[str], force: Iterable[
     for name, values in beside.items():
         if not isinstance(values, repeat) and next(values, None) is not None:
             raise DataError(f"{name}: more than {number:,} of them, and {number:,} texts; give one for each text")
+
+
+def windows(tasks: Iterable[Task | None], size: int) -> Iterator[list[Task]]:
+    """Tasks that are translated together: `size` of them, then ever more; fewer where their texts are long, or where a
+    None says that those before it wait for no others."""
+    window: list[Task] = []
+    characters = 0
+    for task in tasks:
+        if task is not None:
+            window.append(task)
+            characters += len(task.text)
+        if len(window) >= size or characters >= CHARACTERS or (window and task is None):
+            yield window
+            size = min(2 * size, WINDOWS[1]) if len(window) >= size else size
+            window, characters = [], 0
+    if window:
+        yield window
 
 
 def shared_phrases(force: Iterable[Any]) -> tuple[str, ...] | None:
@@ -140,18 +165,23 @@ class Translator:
         others: of an ensemble, the configs of the other models.
         engines: that may serve a call, the fastest first; none: torch, with the model.
         against: why no faster one is among them.
+        checkpoints: the names of the models' checkpoints, where they have any.
 
     Attributes:
-        taken: which engine took the last call, such as "ctranslate2, float32", and in brackets why no faster one did.
+        engine: that took the last call; None before the first.
+        taken: its name and precision, such as "ctranslate2, float32", and in brackets why no faster one took it.
     """
 
     def __init__(self, model: Seq2Seq | Ensemble | Torch | None, tokenizers: Tokenizers, config: Config,
-                 others: Sequence[Config] = (), engines: Sequence[Engine] = (), against: Sequence[str] = ()):
+                 others: Sequence[Config] = (), engines: Sequence[Engine] = (), against: Sequence[str] = (),
+                 checkpoints: Sequence[str] = ()):
         self.tokenizers, self.config = tokenizers, config
         self.configs = [config, *others]
         self._own = Torch(model) if isinstance(model, Seq2Seq | Ensemble) else model
         self.engines: list[Engine] = [*engines] or [self._own] if self._own else [*engines]
-        self.against, self.taken = list(against), ""
+        self.against, self.checkpoints = list(against), list(checkpoints)
+        self.engine: Engine | None = None
+        self.taken = ""
 
     @property
     def model(self) -> Seq2Seq | Ensemble:
@@ -189,8 +219,13 @@ class Translator:
         found = list(self.stream([lines] if isinstance(lines, str) else lines, **asked))
         return found[0] if isinstance(lines, str) else found
 
-    def stream(self, lines: Iterable[str], **asked: Unpack[Asked]) -> Iterator[Translation]:
-        """As `translate`, one by one in input order, in constant memory for input of any length."""
+    def stream(self, lines: Iterable[str | None], **asked: Unpack[Asked]) -> Iterator[Translation]:
+        """As `translate`, one by one in input order, and without keeping them, for input of any length.
+
+        It reads ahead of what it gives, up to WINDOWS lines or CHARACTERS. A None among the lines stands for no line:
+        those before it are answered before the next is read, as they must be where that one comes late, or depends on
+        the answers.
+        """
         given: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
         prefix, force = given.get("prefix", ""), given.get("force", ())
         shared = shared_phrases(force)
@@ -205,10 +240,8 @@ class Translator:
         if reasons := [*(f'ban: "{phrase}" holds no token' for phrase, ids in ban.items() if not ids), *obstacles]:
             raise ConfigError("\n".join(reasons))
         engine = self._engine(options, {name for name in ("prefix", "force") if given.get(name) not in (None, "")})
-        tasks, size = tasks_of(lines, prefix, force), WINDOWS[isinstance(lines, list | tuple)]
-        while window := list(islice(tasks, size)):
+        for window in windows(tasks_of(lines, prefix, force), WINDOWS[isinstance(lines, list | tuple)]):
             yield from self._window(engine, window, options, ban)
-            size = min(2 * size, WINDOWS[1])
 
     def score(self, sources: Sequence[str], targets: Sequence[str]) -> list[float]:
         """The log-probability of each given target, its end symbol included, in nats.
@@ -286,6 +319,7 @@ class Translator:
             try:
                 if not why:
                     engine.open()
+                    self.engine = engine
                     self.taken = f"{engine.name}, {engine.precision}" + f" ({'; '.join(against)})" * bool(against)
                     return engine
             except RegardError as error:
@@ -318,7 +352,7 @@ class Translator:
         target = self._target_ids(text for task in tasks for text in (task.prefix, *task.force))
         read: list[Ids | str] = []
         for task, source in zip(tasks, sources, strict=True):
-            if isinstance(source, str) or not source:
+            if isinstance(source, str) or not source or task.text.isspace():
                 read.append(source if isinstance(source, str) else Ids([], [], []))
                 continue
             prefix, longest = target[task.prefix], limits_of(options).between(len(source) + 1)[1]

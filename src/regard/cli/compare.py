@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 import typer
 
 from regard.cli.evaluate import Source, Targets, Tokenize, again, given_test, not_translated
-from regard.cli.options import Beam, Checkpoint, Device, Json, open_translator
+from regard.cli.options import Beam, Checkpoint, Device, Engine, Json, Precision, open_translator
 from regard.cli.output import figures, page, progress, results, say
 from regard.errors import ConfigError
 
@@ -29,6 +29,8 @@ class _Way(NamedTuple):
     """How the runs translate."""
 
     beam: int | None
+    engine: str
+    precision: str | None
     checkpoint: str
     device: str
     look: bool
@@ -58,6 +60,8 @@ def compare(
     trials: Annotated[int, typer.Option(metavar="N", help="Trials of the approximate randomisation.")] = 10_000,
     seed: Annotated[int, typer.Option(metavar="N", help="What both tests draw from.")] = 12_345,
     beam: Beam = None,
+    engine: Engine = "auto",
+    precision: Precision = None,
     checkpoint: Checkpoint = "best",
     device: Device = "auto",
     html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page that shows it all.")] = None,
@@ -68,8 +72,9 @@ def compare(
     All metrics of `regard evaluate`, with 95% confidence intervals; whether each system differs from the first by more
     than chance (paired bootstrap and approximate randomisation, by sacreBLEU); the scores by source length; and the
     lines on which they differ most. A file holds one output for each source line. The test set is that of the runs, or
-    the files given. Systems that cannot be compared are refused with all reasons. Nothing is written but the FILE of
-    --html.
+    the files given. Systems that cannot be compared are refused with all reasons. What translates is chosen for each
+    run as by `regard translate`, and told. Nothing is written but the FILE of --html, and what the engine ctranslate2
+    keeps in RUN/engines.
 
     \b
     Examples:
@@ -85,7 +90,7 @@ def compare(
         require_jinja()
     contestants = [Contestant.open(path) for path in systems]
     test, words = common_ground(contestants, given_test("compare", source, target), tokenize)
-    way, draws = _Way(beam, checkpoint, device, html is not None), Draws(resamples, trials, seed)
+    way, draws = _Way(beam, engine, precision, checkpoint, device, html is not None), Draws(resamples, trials, seed)
     _check_way(way, contestants)
     draws.check(len(test))
     say(test.summary)
@@ -97,7 +102,8 @@ def compare(
         _show(comparison, headline([each.run for each in contestants if each.run]), sentences)
     if html is not None:
         command = again("compare", *systems, source=source, target=target, tokenize=tokenize, sentences=sentences,
-                        beam=beam, checkpoint=checkpoint, html=html, **draws._asdict())
+                        beam=beam, engine=None if engine == "auto" else engine, precision=precision,
+                        checkpoint=checkpoint, html=html, **draws._asdict())
         runs = [contestant.run for contestant in contestants]
         text = comparison_page(comparison, runs, made.traces, sentences, checkpoint, command)
         with results(html) as file:
@@ -108,7 +114,8 @@ def compare(
 def _check_way(way: _Way, contestants: "Sequence[Contestant]") -> None:
     """Refuse options about translating where nothing is translated."""
     given = [name for name, value, default in (
-        ("--beam", way.beam, None), ("--checkpoint", way.checkpoint, "best"), ("--device", way.device, "auto"),
+        ("--beam", way.beam, None), ("--engine", way.engine, "auto"), ("--precision", way.precision, None),
+        ("--checkpoint", way.checkpoint, "best"), ("--device", way.device, "auto"),
     ) if value != default]
     if given and not any(contestant.run for contestant in contestants):
         raise ConfigError(f"regard compare: {', '.join(given)} say how runs translate, and there are only files of "
@@ -119,6 +126,7 @@ def _translate(contestants: "Sequence[Contestant]", test: "TestSet", way: _Way) 
     """The outputs of all: files as they are, runs one after the other. The first run's tokens measure the sources."""
     from regard.evaluate.comparison import System, translated
     from regard.evaluate.evaluation import token_lengths
+    from regard.evaluate.facts import for_another_engine
     from regard.evaluate.report import LONGEST_LOOK
     from regard.evaluate.sentences import plain_lengths, typical
 
@@ -130,13 +138,14 @@ def _translate(contestants: "Sequence[Contestant]", test: "TestSet", way: _Way) 
         if contestant.run is None:
             systems.append(System(contestant.name, test.choose(contestant.lines, contestant.name), {}))
             continue
-        translator = open_translator(contestant.run.folder, way.checkpoint, way.device)
+        translator = open_translator(contestant.run.folder, way.checkpoint, way.device, way.engine, way.precision)
         if not measured:
             lengths, unit, measured = token_lengths(translator, test.sources), f"tokens of {contestant.name}", True
         with progress(f"translating with {contestant.name}", len(test)) as advance:
             systems.append(translated(contestant.name, translator, test, way.beam, advance))
+        say(f"{contestant.name}: engine {translator.taken}")
         not_translated(test, systems[-1].problems, contestant.name)
-        row = typical(lengths, LONGEST_LOOK) if way.look else None
+        row = typical(lengths, LONGEST_LOOK) if way.look and not for_another_engine(contestant.run) else None
         if row is not None and row + 1 not in systems[-1].problems:
             traces[place] = translator.look(test.sources[row], beam=way.beam)
     return _Outputs(systems, lengths, unit, traces)

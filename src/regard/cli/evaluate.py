@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from regard.cli.options import Beam, Checkpoint, Device, Json, RunFolder, open_translator
+from regard.cli.options import Beam, Checkpoint, Device, Engine, Json, Precision, RunFolder, open_translator
 from regard.cli.output import figures, page, progress, results, say
 from regard.errors import ConfigError
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from regard.evaluate import Evaluation, TestSet
+    from regard.evaluate.report import Told
 
 Source = Annotated[Path | None, typer.Option(metavar="FILE", help="Sources, one a line; needs --target.")]
 Targets = Annotated[
@@ -31,6 +32,8 @@ def evaluate(
     target: Targets = None,
     tokenize: Tokenize = None,
     beam: Beam = None,
+    engine: Engine = "auto",
+    precision: Precision = None,
     checkpoint: Checkpoint = "best",
     device: Device = "auto",
     report: Annotated[bool, typer.Option("--report", help="Write RUN/report.html, a page that shows it all.")] = False,
@@ -40,7 +43,9 @@ def evaluate(
 
     The test set is the run's own, or the files given. BLEU, chrF and TER are sacreBLEU's, each with its signature; with
     them come exact match and token error rate (edits per reference token), all in percent, and all of them by the
-    length of the source too. Of several references the closest counts. Nothing is written but the page of --report.
+    length of the source too. Of several references the closest counts. What translates is chosen as by `regard
+    translate`, and told. Nothing is written but the page of --report, and what the engine ctranslate2 keeps in
+    RUN/engines. RUN may be what `regard export` made.
 
     \b
     Examples:
@@ -49,31 +54,35 @@ def evaluate(
     """
     from regard.evaluate import TestSet
     from regard.evaluate import evaluate as judge
+    from regard.evaluate.facts import for_another_engine
     from regard.evaluate.report import Told, require_jinja, run_page
     from regard.metrics import check_tokenize
     from regard.training.run import Run
 
     if tokenize is not None:
         check_tokenize(tokenize)
+    opened = Run.open(run)
     if report:
         require_jinja()
-    opened = Run.open(run)
+        if for_another_engine(opened):
+            raise ConfigError(f"regard evaluate: {run} was exported for another engine and holds neither curves nor "
+                              "attention for --report: leave it out, or give the run that it was made from")
     test = given_test("evaluate", source, target) or TestSet.of(opened.config.data)
     if test is None:
         raise ConfigError("regard evaluate: the run's config has no [data] test. Give --source FILE --target FILE")
-    translator = open_translator(run, checkpoint, device)
+    translator = open_translator(run, checkpoint, device, engine, precision)
     with progress("translating", len(test)) as advance:
         evaluation = judge(translator, test.sources, test.references, tokenize=tokenize, beam=beam, progress=advance)
     not_translated(test, evaluation.problems)
-    told = Told(opened.find(checkpoint).name, beam or opened.config.decode.beam,
-                tokenize or opened.config.data.bleu_tokenize,
+    told = Told(translator.checkpoints[0], beam or opened.config.decode.beam,
+                tokenize or opened.config.data.bleu_tokenize, translator.taken,
                 again("evaluate", run, source=source, target=target, tokenize=tokenize, beam=beam,
-                      checkpoint=checkpoint, report=report))
+                      engine=evaluation.engine, precision=evaluation.precision, checkpoint=checkpoint, report=report))
     if as_json:
         about = {"files": list(dict.fromkeys(test.files)), "references": len(test.references), "sha256": test.sha256}
         figures({"run": str(run), "checkpoint": told.checkpoint, **about, "beam": told.beam, **evaluation.figures()})
     else:
-        _show(evaluation, test, told.checkpoint, told.beam)
+        _show(evaluation, test, told)
     if report:
         text = run_page(evaluation, test, opened, translator, told)
         with results(run / "report.html") as file:
@@ -114,9 +123,10 @@ def again(*words: str | Path, **options: object) -> str:
     return command("regard", *words, *typed)
 
 
-def _show(evaluation: "Evaluation", test: "TestSet", checkpoint: str, beam: int) -> None:
+def _show(evaluation: "Evaluation", test: "TestSet", told: "Told") -> None:
     """The scores and their table by length."""
-    say(f"{test.summary}; {checkpoint}, beam {beam}: translated in {evaluation.seconds:.1f} s")
+    say(f"{test.summary}; {told.checkpoint}, beam {told.beam}: translated in {evaluation.seconds:.1f} s; engine "
+        f"{told.engine}")
     for score in evaluation.scores:
         typer.echo(f"{score.name:<16} {score.value:>7.2f}   {score.signature}")
     page().print(_length_table(evaluation))

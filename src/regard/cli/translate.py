@@ -1,6 +1,7 @@
 """`regard translate` and `regard score`: one line out for each line in, always and in order."""
 
 import json
+import select
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -13,13 +14,16 @@ import typer
 from regard.cli import options as asks
 from regard.cli.options import Checkpoint, Device, Json, RunFolder, RunFolders, open_translator
 from regard.cli.output import progress, results, say
-from regard.errors import ConfigError
+from regard.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from regard.translator import Translation
 
 
 Put = Callable[[BinaryIO, int, "Translation", str | None], None]
+
+CHUNK, PATIENCE = 2**16, 0.05
+"""Bytes that are read at once at most; seconds that lines wait for others, in all, before they are translated."""
 
 
 def translate(
@@ -40,10 +44,11 @@ def translate(
 ) -> None:
     """Translate text, one line out for each line in.
 
-    The order is kept, and only a newline ends a line. A line that could not be translated comes out empty, and
-    standard error tells its number and why. FILE of --output is written under another name and appears, whole, when all
-    is done. With --nbest 2 and more, each translation is a line of its own: line number, score and text, with tabs
-    between. Several RUNs that share their vocabularies answer as one, by the mean of their probabilities.
+    The order is kept, and only a newline ends a line. At most 4,096 lines are read ahead, and lines that come slowly
+    are answered as they come. A line that could not be translated comes out empty, and standard error tells its
+    number and why. FILE of --output is written under another name and appears, whole, when all is done. With --nbest 2
+    and more, each translation is a line of its own: line number, score and text, with tabs between. Several RUNs that
+    share their vocabularies answer as one, by the mean of their probabilities.
 
     The engine ctranslate2 (an extra) converts a run once, checks that it translates as the run does, and keeps that in
     RUN/engines. Standard error tells which engine it was. RUN may be what `regard export` made.
@@ -60,8 +65,6 @@ def translate(
       regard translate runs/en-de --engine ctranslate2 --precision int8 < test.en
       regard translate runs/en-de --prefix "Ein" --force "Hund" --ban "Katze" < test.en
     """
-    from regard.text.corpus import read_lines
-
     _refuse(prefix, prefix_file, force, force_file, token_scores, tree, as_json)
     translator = open_translator(runs, checkpoint, device, engine, precision)
     unreadable: dict[int, str] = {}
@@ -74,8 +77,8 @@ def translate(
             length_penalty_kind=length_penalty_kind, coverage_penalty=coverage_penalty, groups=groups,
             diversity=diversity, sample=sample, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed,
             min_length=min_length, max_length=max_length, min_ratio=min_ratio, max_ratio=max_ratio, max_extra=max_extra,
-            prefix=read_lines(prefix_file) if prefix_file else prefix,
-            force=map(_phrases, read_lines(force_file)) if force_file else force or None,
+            prefix=_beside(prefix_file) if prefix_file else prefix,
+            force=map(_phrases, _beside(force_file)) if force_file else force or None,
             ban=ban or None, no_repeat_ngram=no_repeat_ngram, replace_unknown=replace_unknown,
             token_scores=token_scores or None, tree=tree or None,
             batch_tokens=batch_tokens, batch_sentences=batch_sentences)
@@ -130,7 +133,6 @@ def score(
     Example:
       regard score runs/en-de --source test.en --target test.de > test.scores
     """
-    from regard.errors import DataError
     from regard.text.corpus import read_lines
 
     sources, targets = read_lines(source), read_lines(target)
@@ -160,21 +162,66 @@ def _source(path: Path | None) -> Iterator[BinaryIO]:
     yield sys.stdin.buffer
 
 
-def _lines(source: BinaryIO, unreadable: dict[int, str]) -> Iterator[str]:
-    """The lines as `regard.text.corpus.read_lines` reads them, but one by one, and without giving up on a bad one.
+def _lines(source: BinaryIO, unreadable: dict[int, str]) -> Iterator[str | None]:
+    """The lines as `regard.text.corpus.read_lines` reads them, but one by one, and without giving up on a bad one; and
+    None where the next one is not there yet.
 
     Args:
         source: bytes.
         unreadable: gets the number, from 1, and the fault of each line that is not UTF-8; it is given as empty.
     """
-    for number, raw in enumerate(source, start=1):
-        raw = raw.removesuffix(b"\n").removesuffix(b"\r")
+    number = 0
+    for raw in _raw_lines(source):
+        if raw is None:
+            yield None
+            continue
+        number += 1
+        raw = raw.removesuffix(b"\r")
         try:
             line = raw.decode("utf-8")
         except UnicodeDecodeError as error:
             unreadable[number] = f"not UTF-8: byte {error.start + 1} of the line is 0x{raw[error.start]:02x}"
             line = ""
         yield line.removeprefix("\ufeff") if number == 1 else line
+
+
+def _raw_lines(source: BinaryIO) -> Iterator[bytes | None]:
+    """The bytes of each line without its end; None where no more comes for now, and lines have come since the last."""
+    parts: list[bytes] = []
+    owed, patience = False, PATIENCE
+    while chunk := source.read1(CHUNK):  # type: ignore[attr-defined]  # standard input and files are buffered
+        first, *others = chunk.split(b"\n")
+        parts.append(first)
+        for other in others:
+            yield b"".join(parts)
+            parts = [other]
+        owed, started = owed or bool(others), time.monotonic()
+        more = not owed or _more(source, patience)
+        patience -= min(patience, time.monotonic() - started)
+        if not more:
+            yield None
+            owed, patience = False, PATIENCE
+    if last := b"".join(parts):
+        yield last
+
+
+def _more(source: BinaryIO, patience: float) -> bool:
+    """Whether more comes within so many seconds; no, where the system cannot tell."""
+    try:
+        return bool(select.select([source], [], [], patience)[0])
+    except (OSError, ValueError):  # no file of the system's, or Windows
+        return False
+
+
+def _beside(path: Path) -> Iterator[str]:
+    """The lines of --prefix-file or --force-file, one by one; raises DataError at one that is not UTF-8."""
+    unreadable: dict[int, str] = {}
+    with path.open("rb") as file:
+        for line in _lines(file, unreadable):
+            for number, fault in unreadable.items():
+                raise DataError(f"{path}:{number}: {fault}. Give a file in UTF-8")
+            if line is not None:
+                yield line
 
 
 def _put_text(out: BinaryIO, number: int, translation: "Translation", problem: str | None) -> None:

@@ -30,6 +30,7 @@ class Opened(NamedTuple):
         own: torch, with the model; None where a folder was exported without it.
         tokenizers: of source and target.
         configs: of all runs, the first one's first.
+        checkpoints: the names of theirs.
         engines: that may serve, the fastest first.
         against: why no faster one is among them.
     """
@@ -37,6 +38,7 @@ class Opened(NamedTuple):
     own: Torch | None
     tokenizers: Tokenizers
     configs: list[Config]
+    checkpoints: list[str]
     engines: list[Engine]
     against: list[str]
 
@@ -51,7 +53,8 @@ def open_engines(folders: Sequence[Path], checkpoint: str, device: str, engine: 
             raise ConfigError(f'{name} = "{value}": expected {", ".join(known[:-1])} or {known[-1]}')
     for folder in folders:
         if (told := converted.about(folder)) and told["to"] == "ctranslate2":
-            return _exported(folder, told, len(folders), "cpu" if device == "auto" else device, engine, precision)
+            return _exported(folder, told, len(folders), checkpoint, "cpu" if device == "auto" else device, engine,
+                             precision)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() and engine != "ctranslate2" else "cpu"
     runs = [Run.open(folder) for folder in folders]
@@ -73,11 +76,11 @@ def open_engines(folders: Sequence[Path], checkpoint: str, device: str, engine: 
         _raise([reason for name in wanted for reason in against[name]])
     if engine != "auto":
         engines[0].open()
-    faster = takewhile(against.__getitem__, wanted)
-    return Opened(own, tokenizers[0], configs, engines, [str(reason) for name in faster for reason in against[name]])
+    faster = [str(reason) for name in takewhile(against.__getitem__, wanted) for reason in against[name]]
+    return Opened(own, tokenizers[0], configs, [path.name for path in chosen], engines, faster)
 
 
-def _exported(folder: Path, told: Mapping[str, Any], number: int, device: str, engine: str | None,
+def _exported(folder: Path, told: Mapping[str, Any], number: int, checkpoint: str, device: str, engine: str | None,
               precision: str | None) -> Opened:
     """Open what `regard export --to ctranslate2` made."""
     run, own = Run.open(folder), told["precision"]
@@ -86,11 +89,14 @@ def _exported(folder: Path, told: Mapping[str, Any], number: int, device: str, e
         reasons.append(f"{folder} holds no checkpoint for torch: load the run that it was made from")
     if precision not in (None, own):
         reasons.append(f'{folder} holds precision = "{own}", and "{precision}" was asked for: export the run again')
+    if checkpoint not in ("best", told["checkpoint"]):
+        reasons.append(f'{folder} holds {told["checkpoint"]} alone, and checkpoint = "{checkpoint}" was asked for: '
+                       "export that one")
     if reasons:
         _raise(reasons)
     converted.verify(folder)
     tokenizers = Tokenizers.load(folder / "tokenizer")
-    return Opened(None, tokenizers, [run.config], [CT2(folder, own, tokenizers, run.config)], [])
+    return Opened(None, tokenizers, [run.config], [told["checkpoint"]], [CT2(folder, own, tokenizers, run.config)], [])
 
 
 def _against_ct2(configs: Sequence[Config], device: str, precision: str) -> Iterator[Reason]:

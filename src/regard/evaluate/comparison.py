@@ -53,11 +53,14 @@ class Contestant:
 
 
 class System(NamedTuple):
-    """What is compared: a name, its outputs, and line number and reason of each line it could not translate."""
+    """What is compared: a name, its outputs, line number and reason of each line it could not translate, and of a run
+    the engine that translated and its precision."""
 
     name: str
     outputs: list[str]
     problems: dict[int, str]
+    engine: str | None = None
+    precision: str | None = None
 
 
 @dataclass(frozen=True)
@@ -103,11 +106,13 @@ class Comparison:
 
     def _system(self, place: int) -> dict[str, Any]:
         """One system's figures."""
-        rating, tests = self.ratings[place], self.significance[place]
+        system, rating, tests = self.systems[place], self.ratings[place], self.significance[place]
         lines = dict(zip(("nearer", "as_near", "farther"), self.against(place), strict=True))
         return {
-            "name": self.systems[place].name,
-            "problems": {str(number): problem for number, problem in self.systems[place].problems.items()},
+            "name": system.name,
+            "engine": system.engine,
+            "precision": system.precision,
+            "problems": {str(number): problem for number, problem in system.problems.items()},
             "scores": {score.name: {
                 "value": score.value,
                 "signature": score.signature,
@@ -178,7 +183,8 @@ def translated(
     """
     found = translate(translator, test.sources, beam, progress)
     problems = {number: each.problem for number, each in enumerate(found, start=1) if each.problem is not None}
-    return System(name, [each.text for each in found], problems)
+    assert translator.engine is not None
+    return System(name, [each.text for each in found], problems, translator.engine.name, translator.engine.precision)
 
 
 def compare(

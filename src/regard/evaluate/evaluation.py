@@ -71,6 +71,8 @@ class Evaluation:
         seconds: how long translating took, by the clock.
         outputs: the translations, in order.
         closeness: chrF of each line by itself.
+        engine: that translated.
+        precision: of its weights and products.
     """
 
     lines: int
@@ -80,10 +82,14 @@ class Evaluation:
     seconds: float
     outputs: list[str]
     closeness: list[float]
+    engine: str
+    precision: str
 
     def figures(self) -> dict[str, Any]:
         """Everything but the outputs, as JSON takes it: scores by name, each a value in percent and its signature."""
         return {
+            "engine": self.engine,
+            "precision": self.precision,
             "lines": self.lines,
             "seconds": round(self.seconds, 3),
             "problems": {str(number): problem for number, problem in self.problems.items()},
@@ -122,6 +128,7 @@ def evaluate(
     translations = translate(translator, sources, beam, progress)
     seconds = time.perf_counter() - started
     outputs = [translation.text for translation in translations]
+    assert translator.engine is not None
     rating = rate(outputs, references, token_lengths(translator, sources), tokenize)
     return Evaluation(
         lines=len(sources),
@@ -131,6 +138,8 @@ def evaluate(
         seconds=seconds,
         outputs=outputs,
         closeness=rating.closeness,
+        engine=translator.engine.name,
+        precision=translator.engine.precision,
     )
 
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from regard import __version__
 from regard.errors import MissingExtra
 from regard.evaluate.charts import COLOURS, SHAPES, Chart, Series, chart
-from regard.evaluate.comparison import Comparison, short_names
+from regard.evaluate.comparison import Comparison, System, short_names
 from regard.evaluate.evaluation import Bucket, Evaluation, token_lengths
 from regard.evaluate.facts import command as typed
 from regard.evaluate.facts import (
@@ -24,8 +24,8 @@ from regard.evaluate.facts import (
     duration,
     learning,
     learning_together,
+    provenance,
     set_facts,
-    training_facts,
 )
 from regard.evaluate.sentences import best, language, marked, typical, worst
 from regard.evaluate.testset import TestSet
@@ -55,6 +55,7 @@ class Told(NamedTuple):
     checkpoint: str
     beam: int
     tokenize: str
+    engine: str
     command: str
 
 
@@ -98,7 +99,6 @@ def run_page(evaluation: Evaluation, test: TestSet, run: Run, translator: Transl
     for number in evaluation.problems:
         lengths[number - 1] = 0  # what could not be translated cannot be looked at
     looks = _looks(translator, test, lengths, found, told.beam)
-    checkpoint = run.find(told.checkpoint)
     parameters = sum(weights.numel() for weights in translator.model.parameters())
     kinds = dict.fromkeys([run.config.model.encoder.kind, run.config.model.decoder.kind])
     described = looks[0][1].model if looks else " to ".join(kinds)
@@ -118,8 +118,10 @@ def run_page(evaluation: Evaluation, test: TestSet, run: Run, translator: Transl
         marks=_MARKS,
         looks=[_matrix(trace, name) for name, trace in looks if trace.cross is not None],
         fixed=FIXED_VECTOR if looks and looks[0][1].cross is None else None,
-        facts=[*training_facts(run, checkpoint), ("parameters", f"{parameters:,}"), *set_facts(test),
-               ("scored", f"beam {told.beam}, BLEU's words by {told.tokenize}"), ("again", told.command)],
+        facts=[*provenance(run, told.checkpoint), ("parameters", f"{parameters:,}"), *set_facts(test),
+               ("translated by", told.engine), ("scored", f"beam {told.beam}, BLEU's words by {told.tokenize}"),
+               *([("attention", "of torch's own translation")] if looks and evaluation.engine != "torch" else []),
+               ("again", told.command)],
         config=run.config_file.read_text(encoding="utf-8"),
     )
 
@@ -173,9 +175,14 @@ def comparison_page(
         settings=differing_settings([run for _, run in named.values()]),
         runs=[(place, name) for place, (name, _) in named.items()],
         facts=[*set_facts(comparison.test), ("again", command)],
-        provenance=[(place, name, training_facts(run, run.find(checkpoint)))
+        provenance=[(place, name, [*provenance(run, checkpoint), _translated_by(comparison.systems[place])])
                     for place, (name, run) in named.items()],
     )
+
+
+def _translated_by(system: System) -> tuple[str, str]:
+    """The fact which engine translated."""
+    return "translated by", f"{system.engine}, {system.precision}"
 
 
 def reading(comparison: Comparison, baseline: str) -> str:
