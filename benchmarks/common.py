@@ -12,7 +12,7 @@ from multiprocessing.connection import Connection
 import torch
 from torch import Tensor, nn
 
-from regard.config import TrainConfig
+from regard.config_train import TrainConfig
 from regard.data.batches import Batch, Order
 from regard.data.shards import Corpus
 from regard.model.positions import Sinusoidal

@@ -22,7 +22,8 @@ from pathlib import Path
 import torch
 
 from common import Contestant, PlainTransformer, batches_of, peak, ratios, take_turns
-from regard.config import Config, TrainConfig, parse_config
+from regard.config import Config, parse_config
+from regard.config_train import TrainConfig
 from regard.data.shards import prepare
 from regard.model.seq2seq import build_model
 from regard.training.plan import operations

@@ -8,13 +8,16 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 
-from conftest import make_config
+from conftest import make_config, make_model
+from regard.data.batches import Batch
 from regard.errors import RunError
 from regard.training import checkpoint as checkpoints
 from regard.training.cluster import Cluster, joined
 from regard.training.loop import train
+from regard.training.objective import loss_of
 from regard.training.optimizer import RANDOM
 from regard.training.run import Run
+from regard.training.sharding import own, shard
 
 CPU = torch.device("cpu")
 
@@ -117,3 +120,48 @@ def test_any_number_of_processes_trains_the_same_model(corpus, tmp_path, determi
     for how, (others, other_digest) in found.items():
         assert others == (losses if deterministic else pytest.approx(losses, abs=1e-5)), how
         assert not deterministic or other_digest == digest, how
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["transformer-post", "after-general", "conv"])
+def test_weights_that_are_shared_out_learn_the_same(corpus, tmp_path, name):
+    """With dropout, an average of the weights, an uneven number of pieces; sharing ends and begins in the middle."""
+    settings = {"accumulate": 3, "ema": 0.9, "weight_decay": 0.1, "average": 2}
+    together, alone = (make_config(corpus, name, shard=shard, **settings) for shard in (True, False))
+    losses, _ = train_together(alone, tmp_path / "alone", 1)
+    assert train_together(together, tmp_path / "2", 2)[0] == pytest.approx(losses, abs=1e-5)
+    train_together(together, tmp_path / "changed", 2, steps=8)
+    assert train_together(alone, tmp_path / "changed", 1)[0] == pytest.approx(losses, abs=1e-5)
+    train_together(alone, tmp_path / "other", 1, steps=8)
+    assert train_together(together, tmp_path / "other", 2)[0] == pytest.approx(losses, abs=1e-5)
+    runs = [Run.open(tmp_path / folder) for folder in ("alone", "2", "changed", "other")]
+    first, *others = (checkpoints.load(run.checkpoints()[-1]) for run in runs)
+    for other in others:
+        for part in ("model", "optimizer"):
+            expected, found = getattr(first, part), getattr(other, part)
+            assert expected.keys() == found.keys()
+            for each in expected.keys() - {f"{RANDOM}cpu"}:
+                torch.testing.assert_close(found[each], expected[each], rtol=0, atol=1e-3)
+    scores = [[row["loss"] for row in run.metrics() if row["kind"] == "valid"] for run in runs]
+    assert all(each == pytest.approx(scores[0], abs=1e-4) for each in scores)
+
+
+def hold(cluster):
+    """How many numbers of weights, gradients and optimizer this process holds, and how many there are."""
+    torch.manual_seed(1)
+    model = make_model("transformer-post")
+    size = sum(each.numel() for each in model.parameters())
+    shard(model, cluster.device)
+    optimizer = torch.optim.AdamW(model.parameters())
+    batch = Batch.of([[5, 6]], [[7]])
+    loss_of(model, batch)[0].backward()
+    optimizer.step()
+    held = [own(each) for each in model.parameters()]
+    held += [own(each.grad) for each in model.parameters()]
+    held += [own(value) for state in optimizer.state.values() for key, value in state.items() if key != "step"]
+    return sum(each.numel() for each in held) / (4 * size)
+
+
+def test_each_process_holds_its_part(tmp_path):
+    first, second = (float(share) for share in together(tmp_path, 2, hold))
+    assert first + second == pytest.approx(1) and first == pytest.approx(0.5, abs=0.02)

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from regard.config import TrainConfig, parse_config
+from regard.config import parse_config
+from regard.config_train import TrainConfig
 from regard.training.optimizer import OPTIMIZERS
 from regard.training.schedule import SCHEDULES
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from conftest import make_batch, make_config, make_model
-from regard.config import TrainConfig
+from regard.config_train import TrainConfig
 from regard.data.batches import Order
 from regard.data.shards import prepare
 from regard.errors import RunError

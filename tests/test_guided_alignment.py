@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from conftest import TARGET_SIZE, TRANSFORMER, make_batch, make_config, make_model, model_config
-from regard.config import CorpusConfig, TrainConfig, parse_config
+from regard.config import CorpusConfig, parse_config
+from regard.config_train import TrainConfig
 from regard.data.batches import Batch, Order
 from regard.data.shards import Corpus, prepare
 from regard.errors import ConfigError, DataError, Interrupted, RunError

@@ -80,11 +80,11 @@ def test_a_validation_scores_the_weights_that_are_saved(corpus, tmp_path, monkey
 def test_every_epoch_is_read_in_its_order_and_each_row_of_figures_is_about_its_own_window(corpus, tmp_path):
     trainer, _ = trainer_of(make_config(corpus, steps=20, log_every=3, batch_tokens=100), tmp_path / "run")
     read, updates = [], []
-    batches_of, update = trainer.order.update, trainer.update
+    batches_of, update = trainer.ahead.update, trainer.update
 
-    def batches(epoch, position, part):
+    def batches(epoch, position):
         read.append((epoch, position))
-        found = batches_of(epoch, position, part)
+        found = batches_of(epoch, position)
         updates.append([sum(batch.tokens for batch in found)])
         return found
 
@@ -93,7 +93,7 @@ def test_every_epoch_is_read_in_its_order_and_each_row_of_figures_is_about_its_o
         updates[-1] += result
         return result
 
-    trainer.order.update = batches
+    trainer.ahead.update = batches
     trainer.update = watched
     trainer.fit(Stop())
     plan = [(epoch, position) for epoch in range(20) for position in range(trainer.order.updates(epoch))]

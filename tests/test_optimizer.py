@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from conftest import make_batch, make_model
-from regard.config import TrainConfig
+from regard.config_train import TrainConfig
 from regard.errors import CheckpointError, ConfigError
 from regard.training.objective import loss_of
 from regard.training.optimizer import OPTIMIZERS, freeze, learning, make_optimizer, optimizer_tensors, put_optimizer

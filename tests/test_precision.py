@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from conftest import MODELS, make_batch, make_model
-from regard.config import TrainConfig
+from regard.config_train import TrainConfig
 from regard.errors import RunError
 from regard.training import precision
 from regard.training.objective import loss_of

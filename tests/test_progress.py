@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from regard.config import TrainConfig
+from regard.config_train import TrainConfig
 from regard.training.progress import Reporter
 
 TRAIN = {"kind": "train", "step": 50, "loss": 1.23456, "tokens_per_second": 12345.6, "seconds": 100.0}

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from regard.config import TrainConfig
+from regard.config_train import TrainConfig
 from regard.training.schedule import SCHEDULES, learning_rate
 
 

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from regard.config import TrainConfig
+from regard.config_train import TrainConfig
 from regard.training.standing import Standing
 from regard.training.watch import UPDATES, divergence
 

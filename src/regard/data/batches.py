@@ -4,7 +4,7 @@ The order of training is a pure function of (seed, epoch, position): `Order` can
 without going through those before it, so a run that goes on after an interruption reads no row twice and skips none.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Protocol
@@ -80,11 +80,14 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on a device."""
-        if self.source.device == device:
-            return self
-        there: dict[str, Any] = {name: value.to(device, non_blocking=True)
-                                 for name, value in vars(self).items() if isinstance(value, Tensor)}
-        return replace(self, **there)
+        return self if self.source.device == device else self._each(lambda x: x.to(device, non_blocking=True))
+
+    def pinned(self) -> "Batch":
+        """The same batch in memory from which a GPU copies while the processor goes on."""
+        return self._each(torch.Tensor.pin_memory)
+
+    def _each(self, change: Callable[[Tensor], Any]) -> "Batch":
+        return replace(self, **{name: change(each) for name, each in vars(self).items() if isinstance(each, Tensor)})
 
 
 def in_rows(links: Sequence[NDArray[np.int64] | None]) -> Tensor | None:

@@ -98,6 +98,10 @@ class DecoderLayer(nn.Module):
         self.cross_residual = Residual(config)
         self.feedforward_residual = Residual(config)
 
+    def start(self, states: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of the source, each (N, K, S, D / H), of its states, (N, S, memory's width)."""
+        return self.cross.project(states)
+
     def forward(
         self, x: Tensor, state: State, past: Past, mask: Tensor | None, order: Order, index: int, taps: Taps | None
     ) -> Tensor:
@@ -184,7 +188,7 @@ class TransformerDecoder(nn.Module):
         """The state before the first token: each layer's keys and values of the source, computed once."""
         shared: dict[str, Tensor] = {}
         for index, layer in enumerate(self.layers):
-            keys, values = layer.cross.project(memory.states)
+            keys, values = layer.start(memory.states)
             shared |= {f"{index}.keys": keys, f"{index}.values": values}
         return State(memory, 0, {}, shared, Past(memory.source[:, :0]))
 

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 from regard import __version__
 from regard.errors import CheckpointError, RunError
+from regard.training.sharding import like
 
 FORMAT = 2
 UNFINISHED, REPLACED = ".unfinished-", ".replaced-"
@@ -71,7 +72,7 @@ def put_weights(model: nn.Module, weights: Mapping[str, Tensor], where: Path) ->
                               f"{'; '.join(faults)}. Was [model] or [tokenizer] changed since they were trained?")
     with torch.no_grad():
         for name, tensor in own.items():
-            tensor.copy_(weights[name])
+            tensor.copy_(like(tensor, weights[name]))
 
 
 def save(path: Path, checkpoint: Checkpoint) -> None:

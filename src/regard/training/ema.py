@@ -7,6 +7,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from regard.training.sharding import like
+
 TRAINED = "trained."
 """What the names of the weights that learn begin with in optimizer.safetensors, where the model is their average."""
 
@@ -55,7 +57,7 @@ class WeightAverage:
             if name in self.averages:
                 self.averages[name].copy_(weights)
             if TRAINED + name in tensors:
-                weights.copy_(tensors[TRAINED + name])
+                weights.copy_(like(weights, tensors[TRAINED + name]))
 
     @torch.no_grad()
     def _exchange(self) -> None:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from regard.config import TrainConfig
+from regard.config_train import TrainConfig
 from regard.data.batches import Batch, Order
 from regard.errors import RunError
 from regard.model.seq2seq import Seq2Seq
@@ -47,6 +47,7 @@ class Gradients:
         self.model, self.settings, self.precision, self.standing, self.say = model, settings, precision, standing, say
         self.device, self.guide = model.output.device, Guide.of(model, settings)
         self.cluster = cluster or Cluster(0, 1, self.device)
+        self.sharded = settings.shard and self.cluster.size > 1
 
     def add(self, batches: Sequence[Batch], tokens: int | None = None, pieces: int | None = None) -> Tensor:
         """The gradient of an update, into weights that have none yet.
@@ -66,11 +67,14 @@ class Gradients:
         self.model.train()
         while isinstance(found := self.all_of(batches, tokens), Refusal):
             self.make_room(found)
+        if self.sharded:  # the gradient has been summed on its way back
+            self.keep_step(-(-(pieces or 0) // self.cluster.size) - len(batches))
+            return self.cluster.sum(sum(found, self.nothing()))
         if self.settings.deterministic:
             return self.put(self.cluster.sum_in_order(found, pieces or len(batches)))
         if self.cluster.size > 1:
-            return self.put(self.cluster.sum(self.taken(sum(found, self.model.output.new_zeros(())))))
-        return found[0] if len(found) == 1 else sum(found, self.model.output.new_zeros(()))
+            return self.put(self.cluster.sum(self.taken(sum(found, self.nothing()))))
+        return found[0] if len(found) == 1 else sum(found, self.nothing())
 
     def all_of(self, batches: Sequence[Batch], tokens: int) -> "list[Tensor] | Refusal":
         """Go through all batches: the cross-entropy of each, or where memory ended. In the deterministic mode its
@@ -100,18 +104,28 @@ class Gradients:
 
     def attempt(self, pieces: Sequence[Batch], tokens: int) -> tuple[Tensor, "Refusal | None"]:
         """Go through all pieces: their cross-entropy, and where it ended if memory did not hold one of them."""
-        total = self.model.output.new_zeros(())
+        total = self.nothing()
         for piece in pieces:
             try:
                 with matrix_products(self.precision, self.device):
                     loss, surprise = self.loss_of(piece.to(self.device))
-                (loss / tokens).backward()  # type: ignore[no-untyped-call]
+                # Parts of weights get the mean of what all processes send back.
+                (loss * (self.cluster.size if self.sharded else 1) / tokens).backward()  # type: ignore[no-untyped-call]
             except (RuntimeError, MemoryError) as error:
                 if not machine.is_out_of_memory(error):
                     raise
                 return total, Refusal(piece, (str(error).splitlines() or ["MemoryError"])[0])
             total += surprise
         return total, None
+
+    def keep_step(self, times: int) -> None:
+        """Gather weights with the processes that have so many pieces more than this one, and add nothing."""
+        for _ in range(times):
+            (self.loss_of(Batch.of([[]], [[]]).to(self.device))[0] * 0).backward()  # type: ignore[no-untyped-call]
+
+    def nothing(self) -> Tensor:
+        """A sum of no loss."""
+        return torch.zeros((), device=self.device, dtype=self.model.output.dtype)
 
     def loss_of(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """What the settings make smaller, and the plain cross-entropy; both summed."""
@@ -136,6 +150,11 @@ class Gradients:
         self.forget()
         refused = refusal.batch
         lengths = f"up to {refused.source.shape[1]} + {refused.target_in.shape[1]} tokens"
+        if self.sharded:
+            raise RunError(f"process {self.cluster.rank} of {self.cluster.size}: memory does not hold a batch of "
+                           f"{len(refused):,} pairs of {lengths} ({refusal.reason}). With train.shard it cannot be "
+                           "halved by one process alone. What was saved before is whole: raise train.accumulate "
+                           f"(it is {self.settings.accumulate}), and go on")
         if len(refused) == 1:
             raise RunError(f"memory does not hold the gradient of one pair of {lengths} ({refusal.reason}). What was "
                            "saved before is whole. Lower data.max_tokens, or use a smaller model")

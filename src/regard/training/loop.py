@@ -3,21 +3,25 @@
 import math
 import os
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from regard.config import Config, TrainConfig
+from regard.config import Config
+from regard.config_train import TrainConfig
 from regard.data.batches import Order
 from regard.data.shards import Prepared, prepare
 from regard.errors import CheckpointError, Interrupted, RunError
-from regard.model.seq2seq import build_model
+from regard.model.seq2seq import Seq2Seq, build_model
 from regard.training import checkpoint as checkpoints
 from regard.training import start_from
+from regard.training.ahead import Ahead
 from regard.training.checkpoint import Checkpoint, mean_weights, put_weights, weights_of
 from regard.training.cluster import Cluster, joined
 from regard.training.device import memory_errors, pick_device, versions
@@ -30,6 +34,7 @@ from regard.training.precision import chosen, tune_memory
 from regard.training.progress import Reporter
 from regard.training.run import BETTER, Run
 from regard.training.schedule import learning_rate
+from regard.training.sharding import gathered, own, shard, whole
 from regard.training.standing import Clock, Standing
 from regard.training.validation import Validation
 from regard.training.watch import divergence
@@ -75,7 +80,7 @@ def train(
         cluster.refuse_unlike("prepared data", prepared.train.digest)
         trainer = Trainer(Run(Path(out), config), prepared, reporter, cluster)
         trainer.resume()
-        with signals() as stop:
+        with signals() as stop, closing(trainer.ahead):
             trainer.fit(stop)
         trainer.finish()
     return trainer.run
@@ -108,13 +113,20 @@ class Trainer:
         self.precision, self.why = chosen(self.config.train, self.device)
         torch.manual_seed(self.config.train.seed)
         source, target = self.tokenizers = prepared.tokenizers
-        self.model = build_model(self.config.model, source.size, target.size).to(self.device)
         settings = self.config.train
+        self.make = partial(build_model, self.config.model, source.size, target.size)
+        self.model = self.make()
         freeze(self.model, settings.freeze)
+        self.sharded = settings.shard and cluster.size > 1
+        if self.sharded:
+            shard(self.model, self.device)
+        else:
+            self.model.to(self.device)
         self.optimizer = make_optimizer(self.model, settings)
         self.ema = WeightAverage(self.model, settings.ema)
         pieces = 1 if settings.accumulate == "auto" else settings.accumulate
         self.order = Order(prepared.train, settings.batch_tokens, settings.seed, max(pieces, cluster.size))
+        self.ahead = Ahead(self.order, cluster.part, self.device)
         self.validation = Validation(self.config, prepared.tokenizers, self.device)
         self.standing = Standing()
         self.start: dict[str, Any] = {}
@@ -156,9 +168,9 @@ class Trainer:
         """
         settings, step = self.config.train, self.standing.step + 1
         place = self.standing.epoch, self.standing.position
-        batches = self.order.update(*place, self.cluster.part)
+        batches = self.ahead.update(*place)
         total = self.gradients.add(batches, self.order.tokens(*place), len(self.order.rows(*place)))
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip or math.inf)
+        norm = whole(torch.nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip or math.inf))
         loss, size = torch.stack([total, norm]).tolist()  # the one place that waits for a GPU
         if math.isfinite(loss + size):
             for group in self.optimizer.param_groups:
@@ -240,7 +252,8 @@ class Trainer:
         """Score the model on the validation data, remember whether it is the best, and save a checkpoint."""
         standing, metric = self.standing, self.config.train.metric
         with self.ema.in_model():
-            scores = self.cluster.agree(self.validation.scores(self.model) if self.cluster.is_first else None)
+            model = self.in_one_place()
+            scores = self.cluster.agree(self.validation.scores(model) if self.cluster.is_first else None)
         score = score_of(scores, metric)
         better = score is not None and (
             standing.best_score is None or (score - standing.best_score) * BETTER[metric] > 0)
@@ -258,18 +271,34 @@ class Trainer:
         Raises:
             RunError: a weight is not a number, so that nobody could go on from it.
         """
-        if not all(torch.isfinite(weights).all() for weights in self.model.parameters()):
+        broken = sum(not torch.isfinite(own(weights)).all() for weights in self.model.parameters())
+        if self.cluster.sum(torch.tensor(float(broken), device=self.device)):
             raise RunError(f"{self.run.folder}: weights are no numbers any more at step {self.standing.step}, so they "
                            "were not saved. Checkpoints before it are whole. Try a lower train.learning_rate (it is "
                            f"{self.config.train.learning_rate}), with --fresh")
-        if not self.cluster.is_first:
-            return
         state = {**asdict(self.standing), "score": score, "metric": self.config.train.metric, "versions": versions(),
                  **self.run.record(), **self.start}
         with self.ema.in_model() as trained:
-            checkpoints.save(self.run.step_path(self.standing.step), Checkpoint(
-                weights_of(self.model), optimizer_tensors(self.optimizer, self.model) | trained, state))
-        self.run.prune(self.config.train.average)
+            tensors = weights_of(self.model), optimizer_tensors(self.optimizer, self.model) | trained
+            weights, optimizer = (gathered(each, self.cluster.is_first) for each in tensors)
+            if self.cluster.is_first:
+                checkpoints.save(self.run.step_path(self.standing.step), Checkpoint(weights, optimizer, state))
+        if self.cluster.is_first:
+            self.run.prune(self.config.train.average)
+
+    def in_one_place(self) -> Seq2Seq:
+        """The model, on the first process also where its weights are shared out: a copy, as large as it translates."""
+        if not self.sharded:
+            return self.model
+        weights = gathered(weights_of(self.model), self.cluster.is_first)
+        return self.copy(weights) if self.cluster.is_first else self.model
+
+    def copy(self, weights: Mapping[str, Tensor]) -> Seq2Seq:
+        """Another model, which has such weights."""
+        with torch.random.fork_rng(devices=[]):  # nothing that is drawn later changes
+            model = self.make()
+        put_weights(model, weights, self.run.folder)
+        return model.to(self.device)
 
     def resume(self) -> None:
         """Go on from the newest whole checkpoint, if there is one; the first process reads it for all."""
@@ -295,15 +324,17 @@ class Trainer:
         if self.cluster.is_first:
             self.run.write_config()
         if self.cluster.size > 1:
-            self.reporter.say(f"{self.cluster.size} processes, {self.order.pieces} pieces of each update")
+            held = f", each holding 1 / {self.cluster.size} of the weights" if self.sharded else ""
+            self.reporter.say(f"{self.cluster.size} processes, {self.order.pieces} pieces of each update{held}")
 
     def begin(self) -> None:
         """Give the new model another run's weights, where the config says so; the first process reads them for all."""
         path = self.config.train.start_from
         if path is None:
             return
+        model = self.in_one_place()
         weights, facts = ({}, None) if not self.cluster.is_first else start_from.begin(
-            path, self.config, self.model, self.tokenizers)
+            path, self.config, model, self.tokenizers)
         self.start = {start_from.KEY: self.cluster.agree(facts)}
         put_weights(self.model, self.cluster.agree_on(weights), path)
         self.ema.put({})
@@ -361,14 +392,12 @@ class Trainer:
 
     def average(self, paths: Sequence[Path]) -> None:
         """Save the mean of some checkpoints' weights as one more checkpoint, with its own validation score."""
-        own = {name: tensor.clone() for name, tensor in weights_of(self.model).items()}
-        put_weights(self.model, mean_weights(paths), self.run.average_path)
-        scores = self.validation.scores(self.model)
+        model = self.copy(mean_weights(paths))
+        scores = self.validation.scores(model)
         metric = self.config.train.metric
         state = {"step": self.standing.step, "of": [path.name for path in paths], "score": score_of(scores, metric),
                  "metric": metric, "versions": versions(), **self.start}
-        checkpoints.save(self.run.average_path, Checkpoint(weights_of(self.model), {}, state))
-        put_weights(self.model, own, self.run.folder)
+        checkpoints.save(self.run.average_path, Checkpoint(weights_of(model), {}, state))
         self.reporter.say(f"average of the last {len(paths)} checkpoints: validation "
                           + "  ".join(f"{name} {value:.3f}" for name, value in scores.items()))
 

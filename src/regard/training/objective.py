@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from regard.config import TrainConfig
+from regard.config_train import TrainConfig
 from regard.data.batches import Batch
 from regard.model.pointer import mixed_log_probabilities
 from regard.model.rnn import RNNDecoder

@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from regard.config import TrainConfig
+from regard.config_train import TrainConfig
 from regard.errors import CheckpointError, ConfigError
 from regard.training.ema import TRAINED
+from regard.training.sharding import like
 
 RANDOM = "random."
 """What the names of the random generators' states begin with."""
@@ -102,8 +103,8 @@ def put_optimizer(
         raise CheckpointError(f"{where}: holds no optimizer state for this model, so a training cannot go on from it")
     for name, values in kinds.items():
         optimizer.state[parameters[name]] = {
-            kind: value.to(_place(kind, optimizer, parameters[name]), copy=True)  # not the mapped file
-            for kind, value in values.items()}
+            kind: like(parameters[name], value.to(_place(kind, optimizer, parameters[name]), copy=True))
+            for kind, value in values.items()}  # a copy, since the file is only mapped
     torch.set_rng_state(tensors[f"{RANDOM}cpu"])
     if f"{RANDOM}cuda" in tensors and torch.cuda.is_available():
         torch.cuda.set_rng_state(tensors[f"{RANDOM}cuda"])

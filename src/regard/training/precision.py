@@ -10,7 +10,7 @@ import platform
 
 import torch
 
-from regard.config import TrainConfig
+from regard.config_train import TrainConfig
 from regard.errors import RunError
 
 PRODUCTS_KEPT = 128

@@ -6,7 +6,7 @@ from typing import Any, Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from regard.config import TrainConfig
+from regard.config_train import TrainConfig
 
 
 class Reporter:

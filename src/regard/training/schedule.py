@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 
-from regard.config import TrainConfig
+from regard.config_train import TrainConfig
 
 
 def inverse_sqrt(step: int, config: TrainConfig) -> float:

@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from regard.config import Config, TokenizerConfig, TrainConfig, read_config, write_config
+from regard.config import Config, TokenizerConfig, read_config, write_config
+from regard.config_train import TrainConfig
 from regard.errors import Interrupted, RegardError, RunError
 from regard.training import checkpoint as checkpoints
 from regard.training.loop import train

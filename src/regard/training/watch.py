@@ -2,7 +2,7 @@
 
 import math
 
-from regard.config import TrainConfig
+from regard.config_train import TrainConfig
 from regard.training.schedule import learning_rate
 from regard.training.standing import Standing
 
