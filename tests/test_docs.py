@@ -12,7 +12,7 @@ from regard.training.optimizer import OPTIMIZERS
 from regard.training.schedule import SCHEDULES
 
 ROOT = Path(__file__).parent.parent
-TRAINING = ROOT / "docs" / "training.md"
+TRAINING = [ROOT / "docs" / name for name in ("training.md", "training.zh.md")]
 STORY = [ROOT / "docs" / name for name in ("from-rnn-to-transformer.md", "from-rnn-to-transformer.zh.md")]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 
@@ -30,7 +30,7 @@ def test_code_is_quoted_from_the_source(page):
         assert code in (ROOT / head.removeprefix("# ")).read_text(encoding="utf-8"), head
 
 
-@pytest.mark.parametrize("page", [*STORY, TRAINING], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [*STORY, *TRAINING], ids=lambda page: page.name)
 def test_configs_are_read(page):
     sides = {"source": "a", "target": "b"}
     models = blocks(page, "toml")
@@ -39,8 +39,9 @@ def test_configs_are_read(page):
         parse_config({"data": {"train": [sides], "valid": sides}, **tomllib.loads(text)}, page.name, ROOT)
 
 
-def test_every_setting_of_a_training_is_told_of():
-    told = re.findall(r"`(?:\[model\] )?(\w+)`", TRAINING.read_text(encoding="utf-8"))
+@pytest.mark.parametrize("page", TRAINING, ids=lambda page: page.name)
+def test_every_setting_of_a_training_is_told_of(page):
+    told = re.findall(r"`(?:\[model\] )?(\w+)`", page.read_text(encoding="utf-8"))
     assert TrainConfig.model_fields.keys() <= set(told)
     assert {*OPTIMIZERS, *SCHEDULES} <= set(told)
 
