@@ -44,7 +44,7 @@ HF_BATCHES = {1: 64}
 def ours(folder: Path, engine: str, precision: str | None) -> Translate:
     """An engine of Regard's, opened once."""
     translator = regard.load(folder, engine=engine, precision=precision)
-    return lambda lines, beam: [one.text for one in translator.translate(lines, beam=beam)]
+    return lambda lines, beam: [one.text for one in translator.translate(lines, beam=beam, scores=False)]
 
 
 def longest_of(translator: Translator, rows: Sequence[Sequence[int]]) -> int:

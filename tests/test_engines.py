@@ -1,6 +1,7 @@
 """One interface over two engines: the same outputs and scores, and what one of them cannot do."""
 
 import dataclasses
+import math
 import os
 import shutil
 import subprocess
@@ -62,6 +63,19 @@ def exact(translations):
 
 
 # --- the same outputs ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("beam", [1, 3])
+def test_texts_alone_are_the_same_texts(translators, engine, beam):
+    translator = translators[engine]
+    whole, texts = (translator.translate(LINES, beam=beam, scores=scores) for scores in (True, False))
+    for one, other in zip(texts, whole, strict=True):
+        assert (one.text, one.tokens, one.problem) == (other.text, other.tokens, other.problem)
+    told = [one for one in texts if one.tokens]
+    assert told and all(math.isnan(one.score) and math.isnan(one.log_probability) and not one.parts for one in told)
+    with pytest.raises(ConfigError, match="token_scores means nothing with scores = False"):
+        translator.translate(LINES, beam=beam, scores=False, token_scores=True)
 
 
 @pytest.mark.parametrize("name", ["transformer-pre", "transformer-rotary"])

@@ -40,8 +40,8 @@ class Translation:
 
     Attributes:
         text: the output; empty for an empty input and for a line that could not be translated.
-        score: what it was ranked by: parts["model"] / parts["length"] + parts["coverage"].
-        log_probability: of its tokens given the source, the end symbol included, nats.
+        score: what it was ranked by: parts["model"] / parts["length"] + parts["coverage"]; NaN with scores=False.
+        log_probability: of its tokens given the source, the end symbol included, nats; NaN with scores=False.
         tokens: as people are shown them, without the end symbol.
         alternatives: the others of the n best, best first; of samples, as they were drawn.
         problem: why the line could not be translated; None when all is well.
@@ -368,7 +368,7 @@ class Translator:
         outputs = [each[: options.outputs] for each in found.hypotheses]
         texts = iter(self._texts(tasks, outputs, options))
         for row, (place, hypotheses) in enumerate(zip(found.places, outputs, strict=True)):
-            several = [self._translation(one, next(texts)) for one in hypotheses]
+            several = [self._translation(one, next(texts), options.scores) for one in hypotheses]
             if not options.sample:  # of equal texts, the first alone, which is the best
                 seen = [one.text for one in several]
                 several = [one for rank, one in enumerate(several) if one.text not in seen[:rank]]
@@ -388,9 +388,11 @@ class Translator:
                      for (source, ids), text in zip(pairs, texts, strict=True)]
         return texts
 
-    def _translation(self, one: Hypothesis, text: str) -> Translation:
+    def _translation(self, one: Hypothesis, text: str, scores: bool) -> Translation:
         """A hypothesis for people."""
         tokens = self.tokenizers.target.texts([id for id in one.tokens if id != EOS])
+        if not scores:
+            return Translation(text, math.nan, math.nan, tokens)
         parts = {"model": one.log_probability, "length": one.length_norm, "coverage": one.coverage}
         return Translation(text, one.score, one.log_probability, tokens, parts=parts,
                            log_probabilities=one.log_probabilities, entropies=one.entropies)

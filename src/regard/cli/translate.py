@@ -80,7 +80,7 @@ def translate(
             prefix=_beside(prefix_file) if prefix_file else prefix,
             force=map(_phrases, _beside(force_file)) if force_file else force or None,
             ban=ban or None, no_repeat_ngram=no_repeat_ngram, replace_unknown=replace_unknown,
-            token_scores=token_scores or None, tree=tree or None,
+            token_scores=token_scores or None, tree=tree or None, scores=put is not _put_text,
             batch_tokens=batch_tokens, batch_sentences=batch_sentences)
         done, failed = _write(translations, unreadable, out, put, advance)
     say(_summary(done, failed, time.monotonic() - started, translator.taken))

@@ -22,6 +22,7 @@ class Asked(TypedDict, total=False):
         force             phrases that each output holds (Post and Vilar 2018): a list for all texts, or an iterable
                           with a list for each
         ban               phrases that no output holds, but for its prefix
+        scores            false: texts alone, with NaN as their scores; ctranslate2 is faster so with a beam of 1
         token_scores      give log-probability and entropy of each token
         tree              give the beam's tree
         batch_sentences   most texts of one batch
@@ -52,6 +53,7 @@ class Asked(TypedDict, total=False):
     ban: Iterable[str] | None
     no_repeat_ngram: int | None
     replace_unknown: bool | None
+    scores: bool | None
     token_scores: bool | None
     tree: bool | None
     max_source_tokens: int | None
@@ -64,6 +66,7 @@ class Options(DecodeConfig):
 
     nbest: int = Field(1, ge=1)
     ban: tuple[str, ...] = ()
+    scores: bool = True
     token_scores: bool = False
     tree: bool = False
     batch_sentences: int | None = Field(None, ge=1)
@@ -117,6 +120,8 @@ _BOUNDS = {"ge": "expected {:g} or more", "gt": "expected more than {:g}", "le":
 
 def _conflicts(options: Options, given: Set[str], models: Sequence[AnyModelConfig]) -> Iterator[str]:
     """Options that cannot work together, or not with these models."""
+    if options.token_scores and not options.scores:
+        yield "token_scores means nothing with scores = False, which gives texts alone: leave one of them out"
     if options.sample:
         for name in sorted(given & {"beam", "groups", "diversity", "force", "tree"}):
             if name not in ("beam", "groups") or getattr(options, name) > 1:

@@ -7,6 +7,7 @@ it would do otherwise is refused. Only <pad> and <s> take part in its beam, wher
 them are left out, and if too few are left the sentence is searched again.
 """
 
+import math
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
@@ -121,8 +122,9 @@ class CT2:
         waiting: list[Any] = self.translator.translate_batch(
             [[names[id] for id in job.source] for job in jobs], asynchronous=True, beam_size=options.beam,
             num_hypotheses=options.beam, length_penalty=options.length_penalty or UNNOTICED,
-            max_decoding_length=longest, min_decoding_length=0, max_input_length=0, return_scores=True,
-            return_end_token=True, suppress_sequences=[[SPECIALS[id]] for id in never] or None)
+            max_decoding_length=longest, min_decoding_length=0, max_input_length=0,
+            return_scores=options.scores or options.beam > 1, return_end_token=True,
+            suppress_sequences=[[SPECIALS[id]] for id in never] or None)
         return waiting
 
     def _found(self, places: list[int], waiting: Sequence[Any], jobs: Sequence[Job], options: Options,
@@ -148,7 +150,8 @@ class CT2:
     def _lawful(self, result: Any, options: Options) -> list[Hypothesis] | None:
         """As many outputs as are looked at, without those that hold <pad> or <s>, which our search would not have; None
         if too few are left."""
-        lawful = ((tokens, score) for tokens, score in zip(result.hypotheses, result.scores, strict=True)
+        scores = result.scores or [math.nan] * len(result.hypotheses)
+        lawful = ((tokens, score) for tokens, score in zip(result.hypotheses, scores, strict=True)
                   if RULED_OUT.isdisjoint(tokens))
         found = [self._hypothesis(*each, options) for each in islice(lawful, options.outputs)]
         return found if len(found) >= min(options.nbest, len(result.hypotheses)) else None
@@ -161,7 +164,7 @@ class CT2:
     def _without(self, job: Job, options: Options, longest: int) -> list[Hypothesis]:
         """Search one sentence without <pad> and <s>, and give its outputs the scores that they have where those keep
         their share of the probability."""
-        result = self._translate([job], options, longest, NEVER)[0].result()
+        result = self._translate([job], options.model_copy(update={"scores": True}), longest, NEVER)[0].result()
         found = [self._hypothesis(*each, options) for each in zip(result.hypotheses, result.scores, strict=True)]
         bodies = [one.tokens[:-1] if one.tokens[-1] == EOS else one.tokens for one in found]
         scored = []
