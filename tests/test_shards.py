@@ -5,6 +5,8 @@ import errno
 import hashlib
 import json
 import shutil
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +42,30 @@ def config(place, train=None, tokenizer=None, **data):
         "tokenizer": {"kind": "char", "size": 100} | (tokenizer or {}),
         "model": {"kind": "transformer"},
     }, "test", Path())
+
+
+def test_two_that_share_a_folder_make_it_once(place, monkeypatch):
+    made, said, build = [], [], shards._build
+    first_began = threading.Event()
+
+    def slowly(*given):
+        made.append(threading.current_thread().name)
+        first_began.set()
+        while not any("another training prepares it" in line for line in said):
+            time.sleep(0.01)
+        build(*given)
+
+    monkeypatch.setattr(shards, "_build", slowly)
+    shared = config(place, prepared="../prepared")
+    first = threading.Thread(target=prepare, args=(shared, place / "run"), name="first")
+    first.start()
+    assert first_began.wait(10)
+    second = prepare(shared, place / "other", said.append)
+    first.join()
+    assert made == ["first"] and len(second.train) == 4
+    (place / "prepared").parent.chmod(0o555)
+    assert len(prepare(shared, place / "run").train) == 4  # what is there can be read where nothing can be written
+    (place / "prepared").parent.chmod(0o755)
 
 
 def started(place):

@@ -18,11 +18,12 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict
 from functools import cached_property
 from itertools import chain, compress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +34,11 @@ from regard.errors import DataError, RunError
 from regard.text.alignment import token_links, words_of
 from regard.text.corpus import LeftOut, Pairs, read_pairs, unreadable
 from regard.text.tokenizer import Tokenizers
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 FORMAT = 1
 CHUNK = 50_000  # pairs encoded at a time
@@ -142,12 +148,16 @@ def prepare(config: Config, run: Path, progress: Say | None = None) -> Prepared:
     given = taken(config, run)
     fingerprint = _fingerprint(config.data, config.tokenizer, given)
     begun = _begun_with(run, fingerprint) or given
-    manifest, weights = _manifest(folder), [corpus.weight for corpus in config.data.train]
-    if manifest is None or manifest["fingerprint"] != fingerprint:
-        _build(config, folder, fingerprint, begun, say)
-    elif uncounted(manifest, weights) and set(weights) != {1.0}:
-        say(f"{folder}: an earlier version made it, and did not count the pairs of each corpus: it is made anew")
-        _build(config, folder, fingerprint, begun or Tokenizers.load(folder), say)
+    weights = [corpus.weight for corpus in config.data.train]
+    if _state(folder, fingerprint, weights) != "ready":
+        with _alone(folder, say) if config.data.prepared else nullcontext():
+            state = _state(folder, fingerprint, weights)  # others may have made it meanwhile
+            if state == "missing":
+                _build(config, folder, fingerprint, begun, say)
+            elif state == "uncounted":
+                say(f"{folder}: an earlier version made it, and did not count the pairs of each corpus: it is made "
+                    "anew")
+                _build(config, folder, fingerprint, begun or Tokenizers.load(folder), say)
     train = Corpus(folder, weights)
     tokenizers = Tokenizers.load(folder)
     _copy_tokenizers(tokenizers, train.manifest, run / "tokenizer", has_begun(run))
@@ -155,6 +165,38 @@ def prepare(config: Config, run: Path, progress: Say | None = None) -> Prepared:
     if train.parts or len(train.shares) > 1:
         say(f"data: an epoch holds {_in_an_epoch(config.data.train, train.shares)}")
     return Prepared(tokenizers, train)
+
+
+def _state(folder: Path, fingerprint: str, weights: Sequence[float]) -> Literal["ready", "missing", "uncounted"]:
+    """Whether a prepared folder can be used as it is."""
+    manifest = _manifest(folder)
+    if manifest is None or manifest["fingerprint"] != fingerprint:
+        return "missing"
+    return "uncounted" if uncounted(manifest, weights) and set(weights) != {1.0} else "ready"
+
+
+@contextmanager
+def _alone(folder: Path, say: Say) -> Iterator[None]:
+    """Keep others that share a prepared folder from making it meanwhile, or wait until they have; where the file system
+    has no locks, nobody waits. Those who only read it need no lock: what they have mapped stays theirs."""
+    place = folder.with_name(f".{folder.name}.lock")
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        file = place.open("w")
+    except OSError as error:
+        raise _cannot_write(folder, error) from None
+    with file:
+        if fcntl is not None:
+            with suppress(OSError):
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    say(f"{folder}: another training prepares it; waiting until that is done")
+                    fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            place.unlink(missing_ok=True)
 
 
 def _begun_with(run: Path, fingerprint: str) -> Tokenizers | None:
@@ -407,10 +449,14 @@ def _write_folder(folder: Path, save: Callable[[Path], None], facts: dict[str, A
         partial.replace(folder)
         _sync(folder.parent)
     except OSError as error:
-        raise RunError(f"{folder}: cannot write it: {error.strerror or error}. Make room, or permission to write, or "
-                       "choose another place with --out (or data.prepared).") from None
+        raise _cannot_write(folder, error) from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _cannot_write(folder: Path, error: OSError) -> RunError:
+    return RunError(f"{folder}: cannot write it: {error.strerror or error}. Make room, or permission to write, or "
+                    "choose another place with --out (or data.prepared).")
 
 
 def _make_way(folder: Path) -> None:
