@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from regard.config import parse_config
-from regard.data import shards
+from regard.data import folder, shards
 from regard.data.shards import Corpus, prepare
 from regard.errors import CheckpointError, ConfigError, DataError, RunError
 from regard.text.tokenizer import Tokenizer
@@ -370,7 +370,7 @@ def test_a_disk_that_fails_leaves_the_old_or_nothing(place, monkeypatch, call, e
         raise error
 
     with monkeypatch.context() as patch:
-        patch.setattr({"save": np, "_sync": shards}.get(call, Path), call, fail)
+        patch.setattr({"save": np, "_sync": folder}.get(call, Path), call, fail)
         with pytest.raises(RunError, match=rf"run/data: cannot write it: .*{error.args[-1]}\. Make room.*--out"):
             prepare(config(place, max_tokens=9), place / "run")
     assert sorted(path.name for path in (place / "run").iterdir())[-2:] == ["data", "tokenizer"]
@@ -401,7 +401,7 @@ def test_a_kill_at_any_call_is_healed_by_the_next_start(place, monkeypatch):
         calls = 0
         prepare(config(place), place / "run")
         with monkeypatch.context() as patch:
-            for owner, name in ((np, "save"), (shards, "_sync"), (Path, "replace"), (Path, "unlink"),
+            for owner, name in ((np, "save"), (folder, "_sync"), (Path, "replace"), (Path, "unlink"),
                                 (Path, "write_text"), (shutil, "rmtree")):
                 patch.setattr(owner, name, deadly(getattr(owner, name)))
             with contextlib.suppress(Killed):

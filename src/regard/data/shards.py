@@ -15,10 +15,8 @@ docs/decisions/0003-shard-format.md.
 
 import hashlib
 import json
-import os
-import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import nullcontext
 from dataclasses import asdict
 from functools import cached_property
 from itertools import chain, compress
@@ -29,20 +27,15 @@ import numpy as np
 import numpy.typing as npt
 
 from regard.config import Config, CorpusConfig, DataConfig, TokenizerConfig
+from regard.data.folder import MANIFEST, alone, damaged, digest, faults, manifest_of, verified, write_folder
 from regard.data.taken import digest_of, has_begun, taken
 from regard.errors import DataError, RunError
 from regard.text.alignment import token_links, words_of
 from regard.text.corpus import LeftOut, Pairs, read_pairs, unreadable
 from regard.text.tokenizer import Tokenizers
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
-
 FORMAT = 1
 CHUNK = 50_000  # pairs encoded at a time
-MANIFEST = "manifest.json"
 
 Ids = npt.NDArray[np.int64]
 Say = Callable[[str], object]
@@ -61,7 +54,7 @@ class Corpus:
         Raises:
             DataError: a file is missing, cut short or altered.
         """
-        self.manifest = _verified(folder)
+        self.manifest = verified(folder)
         self._source_ids, self._source_offsets = _open(folder, "source", "ids"), _open(folder, "source", "offsets")
         self._target_ids, self._target_offsets = _open(folder, "target", "ids"), _open(folder, "target", "offsets")
         self._links = None
@@ -77,7 +70,7 @@ class Corpus:
         counts = self.manifest.get("corpora", [len(self)])
         whole = isinstance(counts, list) and [type(count) for count in counts] == [int] * len(weights)
         if not whole or sum(counts) != len(self):
-            raise _damaged(folder / MANIFEST, f"its corpora are {counts}, expected {len(weights)} numbers whose sum is "
+            raise damaged(folder / MANIFEST, f"its corpora are {counts}, expected {len(weights)} numbers whose sum is "
                            f"{len(self)}")
         return list(zip(counts, weights, strict=True))
 
@@ -150,7 +143,7 @@ def prepare(config: Config, run: Path, progress: Say | None = None) -> Prepared:
     begun = _begun_with(run, fingerprint) or given
     weights = [corpus.weight for corpus in config.data.train]
     if _state(folder, fingerprint, weights) != "ready":
-        with _alone(folder, say) if config.data.prepared else nullcontext():
+        with alone(folder, say) if config.data.prepared else nullcontext():
             state = _state(folder, fingerprint, weights)  # others may have made it meanwhile
             if state == "missing":
                 _build(config, folder, fingerprint, begun, say)
@@ -169,41 +162,17 @@ def prepare(config: Config, run: Path, progress: Say | None = None) -> Prepared:
 
 def _state(folder: Path, fingerprint: str, weights: Sequence[float]) -> Literal["ready", "missing", "uncounted"]:
     """Whether a prepared folder can be used as it is."""
-    manifest = _manifest(folder)
+    manifest = manifest_of(folder)
     if manifest is None or manifest["fingerprint"] != fingerprint:
         return "missing"
     return "uncounted" if uncounted(manifest, weights) and set(weights) != {1.0} else "ready"
-
-
-@contextmanager
-def _alone(folder: Path, say: Say) -> Iterator[None]:
-    """Keep others that share a prepared folder from making it meanwhile, or wait until they have; where the file system
-    has no locks, nobody waits. Those who only read it need no lock: what they have mapped stays theirs."""
-    place = folder.with_name(f".{folder.name}.lock")
-    try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        file = place.open("w")
-    except OSError as error:
-        raise _cannot_write(folder, error) from None
-    with file:
-        if fcntl is not None:
-            with suppress(OSError):
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    say(f"{folder}: another training prepares it; waiting until that is done")
-                    fcntl.flock(file, fcntl.LOCK_EX)
-        try:
-            yield
-        finally:
-            place.unlink(missing_ok=True)
 
 
 def _begun_with(run: Path, fingerprint: str) -> Tokenizers | None:
     """The tokenizers of a run that has checkpoints; raises RunError when it began with other data or settings."""
     if not has_begun(run):
         return None
-    manifest = _manifest(run / "tokenizer")
+    manifest = manifest_of(run / "tokenizer")
     if manifest is None:
         raise RunError(f"{run / 'tokenizer'}: missing, and the run has begun with it. Put it back to go on, or begin "
                        "anew with --fresh or another --out.")
@@ -216,13 +185,13 @@ def _begun_with(run: Path, fingerprint: str) -> Tokenizers | None:
 def _copy_tokenizers(tokenizers: Tokenizers, made: dict[str, Any], folder: Path, begun: bool) -> None:
     """Give the run the tokenizers of the prepared corpus, unless it has them."""
     digests = {name: digest for name, digest in made["files"].items() if name.endswith(".json")}
-    same = _manifest(folder) == {"fingerprint": made["fingerprint"], "files": digests}
-    if same and not any(_faults(folder, digests)):
+    same = manifest_of(folder) == {"fingerprint": made["fingerprint"], "files": digests}
+    if same and not any(faults(folder, digests)):
         return
     if begun:
         raise RunError(f"{folder}: not the tokenizer that the prepared corpus was made with, and the run has begun "
                        "with it. Put it back if it was altered; or delete the prepared corpus to have it made again.")
-    _write_folder(folder, tokenizers.save, {"fingerprint": made["fingerprint"]})
+    write_folder(folder, tokenizers.save, {"fingerprint": made["fingerprint"]})
 
 
 def _build(config: Config, folder: Path, fingerprint: str, begun: Tokenizers | None, say: Say) -> None:
@@ -241,7 +210,7 @@ def _build(config: Config, folder: Path, fingerprint: str, begun: Tokenizers | N
         raise DataError(f"no pair to train on: {found.left_out}. Raise data.max_tokens. Nothing was written.")
     if found.left_out.counts:
         say(str(found.left_out))
-    _write_folder(folder, found.save, {"fingerprint": fingerprint, **found.facts()})
+    write_folder(folder, found.save, {"fingerprint": fingerprint, **found.facts()})
 
 
 class _Side:
@@ -366,57 +335,9 @@ def _fingerprint(data: DataConfig, tokenizer: TokenizerConfig, given: Tokenizers
 def _input_digest(path: Path) -> str:
     """SHA-256 of a file of text; raises DataError when it cannot be read."""
     try:
-        return _digest(path)
+        return digest(path)
     except OSError as error:
         raise unreadable(path, error) from None
-
-
-def _digest(path: Path) -> str:
-    """SHA-256 of a file, in constant memory; raises OSError."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _manifest(folder: Path) -> dict[str, Any] | None:
-    """The manifest of a folder of ours, or None when it has none."""
-    path = folder / MANIFEST
-    try:
-        manifest: dict[str, Any] = json.loads(path.read_bytes())
-        names = [name for name, _ in manifest["files"].items()]
-        if "fingerprint" not in manifest or any(name != Path(name).name for name in names):
-            raise ValueError("it has no fingerprint, or names a file elsewhere")
-        return manifest
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise _damaged(path, f"not a manifest of ours ({error})") from None
-
-
-def _damaged(path: Path, what: str) -> DataError:
-    return DataError(f"{path}: {what}. It is not as it was written. Put it back, or delete the folder {path.parent} "
-                     "and run again: it is made anew from the text.")
-
-
-def _verified(folder: Path) -> dict[str, Any]:
-    """The manifest of a folder in which every file is as it was written."""
-    manifest = _manifest(folder)
-    if manifest is None:
-        raise DataError(f"{folder}: no prepared corpus here. `regard prepare` or `regard train` makes one.")
-    for path, fault in _faults(folder, manifest["files"]):
-        raise _damaged(path, fault)
-    return manifest
-
-
-def _faults(folder: Path, digests: dict[str, str]) -> Iterator[tuple[Path, str]]:
-    """The files that are missing or do not have their SHA-256."""
-    for name, digest in digests.items():
-        try:
-            found = _digest(folder / name)
-        except OSError as error:
-            yield folder / name, error.strerror or str(error)
-        else:
-            if found != digest:
-                yield folder / name, f"its SHA-256 begins with {found[:8]}, expected {digest[:8]}"
 
 
 def _open(folder: Path, side: str, what: str) -> npt.NDArray[Any]:
@@ -425,59 +346,10 @@ def _open(folder: Path, side: str, what: str) -> npt.NDArray[Any]:
     try:
         return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
     except (OSError, ValueError) as error:
-        raise _damaged(path, str(error)) from None
+        raise damaged(path, str(error)) from None
 
 
 def _row(ids: npt.NDArray[Any], offsets: Ids, index: int) -> Ids:
     """One row; raises IndexError beyond the last."""
     index = range(len(offsets) - 1)[index]
     return ids[offsets[index]:offsets[index + 1]].astype(np.int64)
-
-
-def _write_folder(folder: Path, save: Callable[[Path], None], facts: dict[str, Any]) -> None:
-    """Write a folder and its manifest beside its place, make it durable, and rename it in whole."""
-    partial = folder.with_name(f".{folder.name}.partial")
-    try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        save(partial)
-        files = {path.name: _digest(path) for path in sorted(partial.iterdir())}
-        (partial / MANIFEST).write_text(json.dumps({**facts, "files": files}, indent=1), encoding="utf-8")
-        for path in (*partial.iterdir(), partial):
-            _sync(path)
-        _make_way(folder)
-        partial.replace(folder)
-        _sync(folder.parent)
-    except OSError as error:
-        raise _cannot_write(folder, error) from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def _cannot_write(folder: Path, error: OSError) -> RunError:
-    return RunError(f"{folder}: cannot write it: {error.strerror or error}. Make room, or permission to write, or "
-                    "choose another place with --out (or data.prepared).")
-
-
-def _make_way(folder: Path) -> None:
-    """Empty an older folder of ours, its manifest last, so that after a kill half way it is still known as ours.
-
-    What is not ours is never deleted: a folder that holds anything else is refused.
-    """
-    manifest = _manifest(folder) or {"files": {}}
-    ours = {*manifest["files"], MANIFEST}
-    strangers = [path.name for path in folder.iterdir() if path.name not in ours] if folder.exists() else []
-    if strangers:
-        raise RunError(f"{folder}: holds files that Regard did not write ({', '.join(sorted(strangers)[:3])}). "
-                       "Expected an empty folder, or none: move them away, or choose another place.")
-    for name in sorted(ours, key=MANIFEST.__eq__):
-        (folder / name).unlink(missing_ok=True)
-
-
-def _sync(path: Path) -> None:
-    """Have the disk hold what was written to a file or folder."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
