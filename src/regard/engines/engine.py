@@ -10,10 +10,13 @@ from regard.data.batches import Batch, by_length
 from regard.decode.ensemble import Ensemble
 from regard.decode.options import Options
 from regard.decode.search import Demands, Hypothesis, Node, forced, search
+from regard.engines.threads import side_by_side
 from regard.model.seq2seq import Seq2Seq
 
 NAMES = ("auto", "torch", "ctranslate2")
 PRECISIONS = ("float32", "bfloat16", "int8")
+FEW = 16
+"""Sentences that are not parted to be translated side by side."""
 
 
 class Job(NamedTuple):
@@ -95,13 +98,18 @@ class Torch:
         assert self.model
 
     def search(self, jobs: Sequence[Job], options: Options, ban: Mapping[str, list[int]]) -> Iterator[Found]:
-        budget = max(1, options.batch_tokens // (options.nbest if options.sample else options.beam))
-        for places in by_length([len(job.source) + 1 for job in jobs], budget, options.batch_sentences):
+        def found(places: list[int]) -> Found:
             numbers, sources, prefixes, force = zip(*(jobs[place] for place in places), strict=True)
             demands = Demands(options.outputs, numbers, prefixes, force, list(ban.values()), options.token_scores)
             trees: list[list[Node]] | None = [] if options.tree else None
             batch = Batch.of(sources).to(self.device)
-            yield Found(places, search(self.model, batch, options, demands, trees), trees)
+            return Found(places, search(self.model, batch, options, demands, trees), trees)
+
+        workers = 1 if self.device.type != "cpu" else torch.get_num_threads()
+        most = min(options.batch_sentences or len(jobs), max(FEW, -(-len(jobs) // workers)))
+        budget = max(1, options.batch_tokens // (options.nbest if options.sample else options.beam))
+        batches = by_length([len(job.source) + 1 for job in jobs], budget, most)
+        yield from side_by_side(found, list(batches), workers)
 
     def forced(self, sources: Sequence[list[int]], targets: Sequence[list[int]], budget: int) -> list[list[float]]:
         found: list[list[float]] = [[] for _ in sources]
