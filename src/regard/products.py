@@ -17,12 +17,12 @@ PACKED: Any = WeakTensorKeyDictionary()
 
 
 def product(x: Tensor, table: Tensor) -> Tensor:
-    """x @ table.T, without a gradient: (…, D) and (V, D) -> (…, V).
+    """x @ table.T: (…, D) and (V, D) -> (…, V); by oneDNN where no gradient is wanted.
 
     A table that learns is left as it is: torch's fused optimizers change weights without a sign that they have changed.
     """
     exact = x.dtype == table.dtype == torch.float32 and x.device.type == ONEDNN
-    if not exact or table.requires_grad or table.numel() < LARGE:
+    if torch.is_grad_enabled() or not exact or table.requires_grad or table.numel() < LARGE:
         return torch.nn.functional.linear(x, table)
     rows, width = x.numel() // x.shape[-1], x.shape[-1]
     some = x.new_zeros(rounded(rows), width)

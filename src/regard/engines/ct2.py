@@ -30,6 +30,8 @@ from regard.text.tokenizer import EOS, SPECIALS, Tokenizers
 
 AHEAD = 3
 """Batches that wait or work, for each worker."""
+BATCHES = {"int8": (16, 32)}
+"""Sentences of the fastest batches of a beam and of greedy search, where those are smaller than batch_tokens allow."""
 _SHARED = "it would share the probability of what is ruled out among the rest, and so search by other numbers"
 UNABLE = {
     "sample": "its draws do not depend on seed and line alone",
@@ -98,7 +100,8 @@ class CT2:
     def search(self, jobs: Sequence[Job], options: Options, ban: Mapping[str, list[int]]) -> Iterator[Found]:
         limits = [limits_of(options).between(len(job.source) + 1)[1] for job in jobs]
         budget = max(1, options.batch_tokens // options.beam)
-        most = min(options.batch_sentences or len(jobs), -(-len(jobs) // self.workers))
+        fastest = BATCHES[self.precision][options.beam == 1] if self.precision in BATCHES else len(jobs)
+        most = min(options.batch_sentences or len(jobs), -(-len(jobs) // self.workers), fastest)
         waiting: deque[tuple[list[int], list[Any]]] = deque()
         for places in by_length([len(job.source) + 1 for job in jobs], budget, max(1, most)):
             # One step beyond the longest limit, so that who has not ended at its own limit is seen not to have.

@@ -76,8 +76,7 @@ class Seq2Seq(nn.Module):
 
     def project(self, features: Tensor) -> Tensor:
         """Features (…, D) -> logits (…, V)."""
-        multiply = nn.functional.linear if torch.is_grad_enabled() else product
-        return multiply(features, self.output)
+        return product(features, self.output)
 
     def log_probabilities(self, features: Tensor, source: Tensor) -> Tensor:
         """What follows each position: float32 or wider (B, T, V), nats.

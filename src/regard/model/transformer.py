@@ -188,8 +188,7 @@ class TransformerDecoder(nn.Module):
         """The state before the first token: each layer's keys and values of the source, computed once."""
         shared: dict[str, Tensor] = {}
         for index, layer in enumerate(self.layers):
-            keys, values = layer.start(memory.states)
-            shared |= {f"{index}.keys": keys, f"{index}.values": values}
+            shared |= zip((f"{index}.keys", f"{index}.values"), layer.start(memory.states), strict=True)
         return State(memory, 0, {}, shared, Past(memory.source[:, :0]))
 
     def forward(self, tokens: Tensor, state: State, taps: Taps | None = None) -> tuple[Tensor, State]:
