@@ -473,7 +473,7 @@ def test_wishes_that_one_line_cannot_have(run, tmp_path):
     assert result.stdout.startswith("A") and result.stdout.endswith("\n\n\n") and result.stdout.count("\n") == 3
     assert "line 2: not translated: the prefix has 40 tokens, and this output may have 14" in result.stderr
     assert 'line 3: not translated: prefix "q" holds what the vocabulary does not' in result.stderr
-    refused(regard("translate", run, "--prefix-file", tmp_path / "no", stdin="a\n"), "FileNotFoundError: ", "no: No")
+    refused(regard("translate", run, "--prefix-file", tmp_path / "no", stdin="a\n"), "no: cannot read it: No")
     (tmp_path / "bad").write_bytes(b"A\nB\xff\n")
     refused(regard("translate", run, "--force-file", tmp_path / "bad", stdin="a\nb\n"),
             "DataError: ", "bad:2: not UTF-8: byte 2 of the line is 0xff")

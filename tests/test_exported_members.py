@@ -25,7 +25,7 @@ PARAMETERS = {
 
 ASKED = ["beam", "nbest", "length_penalty", "length_penalty_kind", "coverage_penalty", "max_length", "max_ratio",
          "max_extra", "min_length", "min_ratio", "groups", "diversity", "sample", "temperature", "top_k", "top_p",
-         "seed", "prefix", "force", "ban", "no_repeat_ngram", "replace_unknown", "token_scores", "tree",
+         "seed", "prefix", "force", "ban", "no_repeat_ngram", "replace_unknown", "scores", "token_scores", "tree",
          "max_source_tokens", "batch_tokens", "batch_sentences"]
 """What `translate` and `stream` may be asked for, by name."""
 

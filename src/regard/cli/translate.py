@@ -214,9 +214,14 @@ def _more(source: BinaryIO, patience: float) -> bool:
 
 
 def _beside(path: Path) -> Iterator[str]:
-    """The lines of --prefix-file or --force-file, one by one; raises DataError at one that is not UTF-8."""
+    """The lines of --prefix-file or --force-file, one by one; raises DataError at one that is not UTF-8, or where the
+    file cannot be read."""
     unreadable: dict[int, str] = {}
-    with path.open("rb") as file:
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise DataError(f"{path}: cannot read it: {error.strerror}. Check the path and its permissions") from None
+    with file:
         for line in _lines(file, unreadable):
             for number, fault in unreadable.items():
                 raise DataError(f"{path}:{number}: {fault}. Give a file in UTF-8")
