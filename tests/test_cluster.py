@@ -9,15 +9,20 @@ import torch
 import torch.multiprocessing as mp
 
 from conftest import make_config, make_model
+from regard.config_train import TrainConfig
 from regard.data.batches import Batch
+from regard.data.shards import prepare
 from regard.errors import RunError
 from regard.training import checkpoint as checkpoints
-from regard.training.cluster import Cluster, joined
-from regard.training.loop import train
+from regard.training.cluster import Cluster, joined, left_alone
+from regard.training.gradients import Gradients
+from regard.training.loop import Trainer, train
 from regard.training.objective import loss_of
 from regard.training.optimizer import RANDOM
+from regard.training.progress import Reporter
 from regard.training.run import Run
 from regard.training.sharding import own, shard
+from regard.training.standing import Standing
 
 CPU = torch.device("cpu")
 
@@ -26,11 +31,11 @@ def started(rank, size, port, folder, work):
     """The body of one process: join, work, and write what came of it."""
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
-    with joined(CPU) as cluster:
-        try:
+    try:
+        with joined(CPU) as cluster:
             result = work(cluster)
-        except RunError as error:
-            result = f"RunError: {error}"
+    except RunError as error:
+        result = f"RunError: {error}"
     (folder / str(rank)).write_text(str(result))
 
 
@@ -144,6 +149,42 @@ def test_weights_that_are_shared_out_learn_the_same(corpus, tmp_path, name):
                 torch.testing.assert_close(found[each], expected[each], rtol=0, atol=1e-3)
     scores = [[row["loss"] for row in run.metrics() if row["kind"] == "valid"] for run in runs]
     assert all(each == pytest.approx(scores[0], abs=1e-4) for each in scores)
+
+
+def left_in_a_pass(cluster):
+    model = make_model("transformer-post")
+    shard(model, cluster.device)
+    if cluster.rank == 1:
+        os._exit(0)
+    loss_of(model, Batch.of([[5, 6]], [[7]]))[0].backward()
+
+
+def test_those_that_are_left_alone_in_a_pass_say_so_too(tmp_path):
+    (tmp_path / "1").write_text("")
+    first, _ = together(tmp_path, 2, left_in_a_pass)
+    assert "RunError: process 0 of 2: another process of this training has ended" in first
+
+
+def test_other_errors_stay_what_they_are():
+    with pytest.raises(RuntimeError, match="shapes"), left_alone(0, 2):
+        raise RuntimeError("shapes do not fit")
+
+
+def test_processes_that_gather_weights_all_part_an_update_alike():
+    """What one of them has found too large, in a training before, must not make it gather more often than others."""
+    model, batch = make_model("transformer-post"), Batch.of([[5, 6]] * 4, [[7]] * 4)
+    for shares, parts in ((False, 4), (True, 1)):
+        settings, standing = TrainConfig(shard=shares, accumulate=2), Standing(too_large=1)
+        gradients = Gradients(model, settings, "float32", standing, print, Cluster(0, 2, CPU))
+        assert len(list(gradients.parted(batch))) == parts
+
+
+def test_one_process_alone_shares_nothing_and_says_so(corpus, tmp_path):
+    run, said = Run.create(tmp_path / "run", make_config(corpus, shard=True)), []
+    reporter = Reporter(run.config.train, quiet=True)
+    reporter.say = said.append
+    Trainer(run, prepare(run.config, run.folder), reporter, Cluster(0, 1, CPU)).resume()
+    assert any("train.shard: this process is alone and holds all weights" in line for line in said)
 
 
 def hold(cluster):

@@ -51,8 +51,7 @@ class Cluster:
     def sum(self, values: Tensor) -> Tensor:
         """The sum over all processes, in place, in whatever order is fastest."""
         if self.size > 1:
-            with left_alone(self):
-                dist.all_reduce(values)
+            dist.all_reduce(values)
         return values
 
     def sum_in_order(self, values: Sequence[Tensor], pieces: int) -> Tensor:
@@ -73,8 +72,7 @@ class Cluster:
     def from_rank(self, owner: int, value: Tensor) -> Tensor:
         """A tensor as one process has it, on all."""
         if self.size > 1:
-            with left_alone(self):
-                dist.broadcast(value, owner)
+            dist.broadcast(value, owner)
         return value
 
     def agree(self, value: Any) -> Any:
@@ -115,6 +113,9 @@ def joined(device: torch.device) -> Iterator[Cluster]:
 
     Args:
         device: where this one computes; of several GPUs, torchrun's LOCAL_RANK says which.
+
+    Raises:
+        RunError: in the body, another process has ended.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
@@ -127,7 +128,8 @@ def joined(device: torch.device) -> Iterator[Cluster]:
     met: dict[str, Any] = {} if place is None else {"store": place, "rank": rank, "world_size": size}
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE, **met)
     try:
-        yield Cluster(rank, size, device)
+        with left_alone(rank, size):
+            yield Cluster(rank, size, device)
     finally:
         dist.destroy_process_group()
 
@@ -145,11 +147,14 @@ def meeting_place() -> Store | None:
 
 
 @contextmanager
-def left_alone(cluster: Cluster) -> Iterator[None]:
-    """Turn the end of another process, which torch.distributed tells in its own way, into an error."""
+def left_alone(rank: int, size: int) -> Iterator[None]:
+    """Turn the end of another process into an error that says what to do. torch.distributed tells of it in its own way,
+    wherever processes wait for each other: also in a forward or backward pass, where weights are shared out."""
     try:
         yield
     except RuntimeError as error:
-        raise RunError(f"process {cluster.rank} of {cluster.size}: another process of this training has ended or does "
-                       "not answer; its own message says why. What was saved is whole: the same command goes on from "
-                       f"there, and so does torchrun --max-restarts ({str(error).splitlines()[0][:120]})") from None
+        if not isinstance(error, dist.DistError) and "/gloo/" not in str(error):
+            raise
+        raise RunError(f"process {rank} of {size}: another process of this training has ended or does not answer; its "
+                       "own message says why. What was saved is whole: the same command goes on from there, and so "
+                       f"does torchrun --max-restarts ({str(error).splitlines()[0][:120]})") from None

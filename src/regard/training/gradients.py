@@ -136,8 +136,9 @@ class Gradients:
         return loss_of(self.model, batch, settings.label_smoothing, settings.coverage_loss, self.guide)
 
     def parted(self, batch: Batch) -> Iterator[Batch]:
-        """The batch, in halves of halves that are not known to be too large."""
-        too_large = self.standing.too_large
+        """The batch, in halves of halves that are not known to be too large; whole where weights are gathered, which
+        all processes must do equally often."""
+        too_large = None if self.sharded else self.standing.too_large
         if too_large is None or size(batch) < too_large or len(batch) == 1:
             yield batch
             return

@@ -323,6 +323,8 @@ class Trainer:
                               f"update {self.standing.position} of it")
         if self.cluster.is_first:
             self.run.write_config()
+        if self.config.train.shard and not self.sharded:
+            self.reporter.say("train.shard: this process is alone and holds all weights; torchrun starts several")
         if self.cluster.size > 1:
             held = f", each holding 1 / {self.cluster.size} of the weights" if self.sharded else ""
             self.reporter.say(f"{self.cluster.size} processes, {self.order.pieces} pieces of each update{held}")
