@@ -7,7 +7,7 @@ import pytest
 
 from regard.config import CorpusConfig
 from regard.errors import DataError
-from regard.text.corpus import LeftOut, read_lines, read_pairs
+from regard.text.corpus import LeftOut, each_line, read_lines, read_pairs
 
 TWO = CorpusConfig(source=Path("a.en"), target=Path("a.de"))
 TSV = CorpusConfig(pairs=Path("a.tsv"))
@@ -37,7 +37,7 @@ def write(folder, **files):
 ], ids=range(13))
 def test_only_a_newline_ends_a_line(tmp_path, content, lines):
     path = write(tmp_path, a_en=content) / "a.en"
-    assert read_lines(path) == lines
+    assert read_lines(path) == lines == list(each_line(path))
     counted = int(subprocess.run(["wc", "-l", path], capture_output=True, check=True).stdout.split()[0])
     assert len(lines) == counted + (content != "" and not content.endswith("\n"))
 

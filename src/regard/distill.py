@@ -20,7 +20,7 @@ from typing import Any
 from regard.config import Config, CorpusConfig, write_config
 from regard.engines.converted import about
 from regard.errors import ConfigError, RunError
-from regard.text.corpus import PLACES_NAMED, TAB, read_pairs, unreadable
+from regard.text.corpus import PLACES_NAMED, TAB, each_pair, read_pairs
 from regard.training.checkpoint import MANIFEST, UNFINISHED, disk_errors, flush, read_json, write_whole
 from regard.training.lock import lock
 from regard.training.run import LOCK, Run
@@ -141,7 +141,7 @@ class _Work:
 
     def chunks(self, part: Part, corpus: CorpusConfig, root: Path, out: Path, number: int) -> Iterator[None]:
         """Write what is left of a corpus, stopping after each chunk; then it is on the disk, and the part knows."""
-        path, pairs = out / part.file, islice(_pairs(corpus, root), part.done, None)
+        path, pairs = out / part.file, islice(each_pair(corpus, root), part.done, None)
         if part.bytes and (not path.is_file() or path.stat().st_size < part.bytes):
             raise RunError(f"{path}: is missing or cut short: it had {part.bytes:,} bytes. Put it back, or delete the "
                            f"folder {out} and begin anew")
@@ -271,7 +271,7 @@ def _name(corpus: CorpusConfig) -> str:
 def _checked(corpus: CorpusConfig, root: Path) -> tuple[int, str]:
     """How many pairs a corpus has, and the SHA-256 of its files, in constant memory; raises DataError."""
     try:
-        lines = sum(1 for _ in _pairs(corpus, root))
+        lines = sum(1 for _ in each_pair(corpus, root))
         digests = []
         for path in (corpus.source, corpus.target, corpus.pairs):
             if path is not None:
@@ -281,30 +281,6 @@ def _checked(corpus: CorpusConfig, root: Path) -> tuple[int, str]:
         read_pairs(corpus, root)  # knows what to say
         raise
     return lines, " ".join(digests)
-
-
-def _pairs(corpus: CorpusConfig, root: Path) -> Iterator[tuple[str, str]]:
-    """The pairs of a corpus as `read_pairs` reads them, empty sides included, one by one; raises ValueError."""
-    if corpus.pairs is None:
-        assert corpus.source is not None and corpus.target is not None
-        yield from zip(_lines(root / corpus.source), _lines(root / corpus.target), strict=True)
-        return
-    for line in _lines(root / corpus.pairs):
-        source, tab, target = line.partition(TAB)
-        if (line.strip() and not tab) or TAB in target:
-            raise ValueError("not a pair")
-        yield source, target
-
-
-def _lines(path: Path) -> Iterator[str]:
-    """The lines of a text file as `read_lines` reads them, one by one; raises DataError or UnicodeDecodeError."""
-    try:
-        with path.open(encoding="utf-8", newline="\n") as file:
-            for number, line in enumerate(file):
-                line = line.removesuffix("\n").removesuffix("\r")
-                yield line if number else line.removeprefix("\ufeff")
-    except OSError as error:
-        raise unreadable(path, error) from None
 
 
 def _texts(translation: Translation) -> list[str]:

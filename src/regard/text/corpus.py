@@ -5,7 +5,7 @@ like any other. A byte order mark at the start of a file and the "\\r" of a "\\r
 UTF-8, or does not match its partner, is refused whole. docs/data.md holds the table of all outcomes.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -103,6 +103,17 @@ def read_lines(path: Path) -> list[str]:
     return [line.removesuffix("\r") for line in lines] if "\r" in text else lines
 
 
+def each_line(path: Path) -> Iterator[str]:
+    """The lines of a text file as `read_lines` reads them, one by one; raises DataError or UnicodeDecodeError."""
+    try:
+        with path.open(encoding="utf-8", newline="\n") as file:
+            for number, line in enumerate(file):
+                line = line.removesuffix("\n").removesuffix("\r")
+                yield line if number else line.removeprefix("\ufeff")
+    except OSError as error:
+        raise unreadable(path, error) from None
+
+
 def read_pairs(corpus: CorpusConfig, root: Path) -> Pairs:
     """Read a parallel corpus; pairs with an empty side are left out and counted.
 
@@ -129,6 +140,19 @@ def read_pairs(corpus: CorpusConfig, root: Path) -> Pairs:
     if corpus.alignment is not None:
         pairs.links = _read_links(root / corpus.alignment, pairs, len(sources))
     return pairs
+
+
+def each_pair(corpus: CorpusConfig, root: Path) -> Iterator[tuple[str, str]]:
+    """The pairs of a corpus as `read_pairs` reads them, empty sides included, one by one; raises ValueError."""
+    if corpus.pairs is None:
+        assert corpus.source is not None and corpus.target is not None
+        yield from zip(each_line(root / corpus.source), each_line(root / corpus.target), strict=True)
+        return
+    for line in each_line(root / corpus.pairs):
+        source, tab, target = line.partition(TAB)
+        if (line.strip() and not tab) or TAB in target:
+            raise ValueError("not a pair")
+        yield source, target
 
 
 def _read_links(path: Path, pairs: Pairs, count: int) -> Links:
