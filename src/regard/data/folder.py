@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from regard.errors import DataError, RunError
 
@@ -71,6 +71,17 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def _lock(file: IO[str], waiting: str, say: Callable[[str], object]) -> None:
+    """Lock an open file, or say that one waits until another process lets go of it; raises OSError."""
+    if fcntl is None:
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        say(waiting)
+        fcntl.flock(file, fcntl.LOCK_EX)
+
+
 @contextmanager
 def alone(folder: Path, say: Callable[[str], object]) -> Iterator[None]:
     """Keep others that share a prepared folder from making it meanwhile, or wait until they have; where the file system
@@ -82,13 +93,8 @@ def alone(folder: Path, say: Callable[[str], object]) -> Iterator[None]:
     except OSError as error:
         raise cannot_write(folder, error) from None
     with file:
-        if fcntl is not None:
-            with suppress(OSError):
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    say(f"{folder}: another training prepares it; waiting until that is done")
-                    fcntl.flock(file, fcntl.LOCK_EX)
+        with suppress(OSError):  # what a file system without locks answers
+            _lock(file, f"{folder}: another training prepares it; waiting until that is done", say)
         try:
             yield
         finally:
