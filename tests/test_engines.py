@@ -439,6 +439,14 @@ def test_places_that_can_be_written(tmp_path):
     assert not converted._writable(tmp_path / "file") and not converted._writable(tmp_path / "file" / "b")
 
 
+def test_torch_keeps_its_threads_beside_ctranslate2(runs):
+    code = ("import sys, torch, regard\ntorch.set_num_threads(3)\n"
+            "regard.load(sys.argv[1], engine='ctranslate2').translate(['a b'] * 40)\nprint(torch.get_num_threads())")
+    out = subprocess.run([sys.executable, "-c", code, str(runs["transformer-pre"])], capture_output=True, text=True,
+                         timeout=120)
+    assert out.stdout == "3\n", out.stderr
+
+
 @pytest.mark.slow
 def test_two_processes_that_convert_at_once(run):
     code = ("import sys, torch, regard\ntorch.set_num_threads(1)\n"

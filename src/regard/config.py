@@ -127,7 +127,7 @@ class DecodeConfig(CheckedSection):
     no_repeat_ngram: int = Field(0, ge=0, description="no output holds the same so many tokens twice; 0 = it may")
     replace_unknown: bool = Field(False, description="write the source's word where the model says <unk>")
     max_source_tokens: int = Field(1024, ge=1, description="longer input is not translated, and reported")
-    batch_tokens: int = Field(4096, ge=1, description="padded source tokens x beam of one batch")
+    batch_tokens: int = Field(8192, ge=1, description="padded source tokens x beam of one batch")
 
     def reasons(self) -> Iterator[str]:
         if self.beam % self.groups:

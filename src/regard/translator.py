@@ -6,7 +6,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import repeat
 from pathlib import Path
 from typing import Any, NamedTuple, Unpack, overload
@@ -350,12 +350,13 @@ class Translator:
         except DataError:  # one of them is no text; find out which
             sources = [_ids_or_fault(encode, task.text) for task in tasks]
         target = self._target_ids(text for task in tasks for text in (task.prefix, *task.force))
+        limits = limits_of(options)
         read: list[Ids | str] = []
         for task, source in zip(tasks, sources, strict=True):
             if isinstance(source, str) or not source or task.text.isspace():
                 read.append(source if isinstance(source, str) else Ids([], [], []))
                 continue
-            prefix, longest = target[task.prefix], limits_of(options).between(len(source) + 1)[1]
+            prefix, longest = target[task.prefix], limits.between(len(source) + 1)[1]
             problems = [*_too_long(source, options), *_obstacles(task, target, ban)]
             if len(prefix) > longest:
                 problems.append(f"the prefix has {len(prefix):,} tokens, and this output may have {longest:,}")
@@ -368,16 +369,20 @@ class Translator:
         outputs = [each[: options.outputs] for each in found.hypotheses]
         texts = iter(self._texts(tasks, outputs, options))
         for row, (place, hypotheses) in enumerate(zip(found.places, outputs, strict=True)):
-            several = [self._translation(one, next(texts), options.scores) for one in hypotheses]
+            several = [(one, next(texts)) for one in hypotheses]
             if not options.sample:  # of equal texts, the first alone, which is the best
-                seen = [one.text for one in several]
-                several = [one for rank, one in enumerate(several) if one.text not in seen[:rank]]
+                best: dict[str, Hypothesis] = {}
+                for one, text in several:
+                    best.setdefault(text, one)
+                several = [(one, text) for text, one in best.items()]
+            tree = self._tree(found.trees[row]) if found.trees else None
             if not several:
                 longest = limits_of(options).between(len(jobs[place].source) + 1)[1]
-                several = [Translation("", problem=f"no output of at most {longest:,} tokens was found that keeps all "
-                                       "rules: loosen one of them, or use a wider beam")]
-            tree = self._tree(found.trees[row]) if found.trees else None
-            yield replace(several[0], alternatives=several[1 : options.nbest], tree=tree)
+                yield Translation("", problem=f"no output of at most {longest:,} tokens was found that keeps all "
+                                  "rules: loosen one of them, or use a wider beam", tree=tree)
+                continue
+            others = [self._translation(*each, options.scores) for each in several[1 : options.nbest]]
+            yield self._translation(*several[0], options.scores, others, tree)
 
     def _texts(self, tasks: Sequence[Task], outputs: Sequence[Sequence[Hypothesis]], options: Options) -> list[str]:
         """The text of each hypothesis of each task, in a row."""
@@ -388,14 +393,15 @@ class Translator:
                      for (source, ids), text in zip(pairs, texts, strict=True)]
         return texts
 
-    def _translation(self, one: Hypothesis, text: str, scores: bool) -> Translation:
+    def _translation(self, one: Hypothesis, text: str, scores: bool, alternatives: Sequence[Translation] = (),
+                     tree: list[dict[str, Any]] | None = None) -> Translation:
         """A hypothesis for people."""
         tokens = self.tokenizers.target.texts([id for id in one.tokens if id != EOS])
         if not scores:
-            return Translation(text, math.nan, math.nan, tokens)
+            return Translation(text, math.nan, math.nan, tokens, [*alternatives], tree=tree)
         parts = {"model": one.log_probability, "length": one.length_norm, "coverage": one.coverage}
-        return Translation(text, one.score, one.log_probability, tokens, parts=parts,
-                           log_probabilities=one.log_probabilities, entropies=one.entropies)
+        return Translation(text, one.score, one.log_probability, tokens, [*alternatives], None, parts,
+                           one.log_probabilities, one.entropies, tree)
 
     def _tree(self, nodes: Sequence[Node]) -> list[dict[str, Any]]:
         """A tree for people."""

@@ -12,9 +12,9 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from functools import cached_property
-from itertools import groupby, islice
+from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -30,8 +30,8 @@ from regard.text.tokenizer import EOS, SPECIALS, Tokenizers
 
 AHEAD = 3
 """Batches that wait or work, for each worker."""
-BATCHES = {"int8": (16, 32)}
-"""Sentences of the fastest batches of a beam and of greedy search, where those are smaller than batch_tokens allow."""
+BATCHES = {"float32": (1600, 1600), "bfloat16": (1600, 1600), "int8": (160, 600)}
+"""Padded source tokens of the fastest batches of a beam and of greedy search, where batch_tokens allow as many."""
 _SHARED = "it would share the probability of what is ruled out among the rest, and so search by other numbers"
 UNABLE = {
     "sample": "its draws do not depend on seed and line alone",
@@ -46,6 +46,15 @@ UNABLE = {
     "tree": "it does not tell what its beam drops",
 }
 """What it cannot do as our own search does it, and why."""
+
+
+class _Waiting(NamedTuple):
+    """A batch that is being searched: the places of its jobs, what will hold the result of each, and whether it has the
+    limit of length of each of them."""
+
+    places: list[int]
+    results: list[Any]
+    own_limit: bool
 
 
 class CT2:
@@ -78,8 +87,10 @@ class CT2:
     def translator(self) -> Any:
         """The package's own translator."""
         folder = self.given if isinstance(self.given, Path) else self.given()
-        return ctranslate2().Translator(str(folder), device="cpu", compute_type=self.compute,
+        made = ctranslate2().Translator(str(folder), device="cpu", compute_type=self.compute,
                                         inter_threads=self.workers, intra_threads=1, max_queued_batches=-1)
+        torch.set_num_threads(self.workers)  # it has set OpenMP's threads, which may be torch's too, to 1
+        return made
 
     def open(self) -> None:
         assert self.translator
@@ -99,18 +110,18 @@ class CT2:
 
     def search(self, jobs: Sequence[Job], options: Options, ban: Mapping[str, list[int]]) -> Iterator[Found]:
         limits = [limits_of(options).between(len(job.source) + 1)[1] for job in jobs]
-        budget = max(1, options.batch_tokens // options.beam)
-        fastest = BATCHES[self.precision][options.beam == 1] if self.precision in BATCHES else len(jobs)
-        most = min(options.batch_sentences or len(jobs), -(-len(jobs) // self.workers), fastest)
-        waiting: deque[tuple[list[int], list[Any]]] = deque()
-        for places in by_length([len(job.source) + 1 for job in jobs], budget, max(1, most)):
+        budget = min(options.batch_tokens // options.beam, BATCHES[self.precision][options.beam == 1])
+        most = min(options.batch_sentences or len(jobs), -(-len(jobs) // self.workers))
+        waiting: deque[_Waiting] = deque()
+        for places in by_length([len(job.source) + 1 for job in jobs], max(1, budget), max(1, most)):
             # One step beyond the longest limit, so that who has not ended at its own limit is seen not to have.
             steps = min(max(limits[place] for place in places) + 1, self.places)
-            waiting.append((places, self._translate([jobs[place] for place in places], options, steps)))
+            results = self._translate([jobs[place] for place in places], options, steps)
+            waiting.append(_Waiting(places, results, own_limit=False))
             if len(waiting) >= AHEAD * self.workers:
-                yield self._found(*waiting.popleft(), jobs, options, limits)
+                yield self._found(waiting, jobs, options, limits)
         while waiting:
-            yield self._found(*waiting.popleft(), jobs, options, limits)
+            yield self._found(waiting, jobs, options, limits)
 
     def forced(self, sources: Sequence[list[int]], targets: Sequence[list[int]], budget: int) -> list[list[float]]:
         rows, bodies = ([[names[id] for id in ids] for ids in side]
@@ -130,34 +141,43 @@ class CT2:
             suppress_sequences=[[SPECIALS[id]] for id in never] or None)
         return waiting
 
-    def _found(self, places: list[int], waiting: Sequence[Any], jobs: Sequence[Job], options: Options,
+    def _found(self, waiting: deque[_Waiting], jobs: Sequence[Job], options: Options,
                limits: Sequence[int]) -> Found:
-        """The hypotheses of a batch, once they are there.
+        """The hypotheses of the batch that has waited longest, once they are there.
 
         A batch has one limit, and each sentence its own. If all K outputs keep within that, K had ended when it was
-        reached, and the search was over; else the sentence is searched again, with those that have the same limit.
+        reached, and the search was over; else the sentence waits again, with those that have the same limit.
         """
-        found: dict[int, list[Hypothesis] | None] = {}
-        for place, each in zip(places, waiting, strict=True):
+        places, results, own_limit = waiting.popleft()
+        found: dict[int, list[Hypothesis]] = {}
+        again: list[int] = []
+        for place, each in zip(places, results, strict=True):
             result = each.result()
-            within = all(len(tokens) <= limits[place] for tokens in result.hypotheses)
-            found[place] = self._lawful(result, options) if within else None
-        again = sorted((place for place in places if found[place] is None), key=limits.__getitem__)
-        for longest, group in groupby(again, key=limits.__getitem__):
+            outputs = result.hypotheses  # made anew each time that it is asked for
+            if options.beam == 1 and not options.scores:  # to its limit, a longer greedy output is the same
+                outputs = [tokens[: limits[place]] for tokens in outputs]
+            within = own_limit or max(map(len, outputs), default=0) <= limits[place]
+            lawful = self._lawful(outputs, result.scores, options) if within else None
+            if lawful:
+                found[place] = lawful
+            elif own_limit:
+                found[place] = self._without(jobs[place], options, limits[place])
+            else:
+                again.append(place)
+        for longest, group in groupby(sorted(again, key=limits.__getitem__), key=limits.__getitem__):
             same = list(group)
-            results = self._translate([jobs[place] for place in same], options, longest)
-            for place, each in zip(same, results, strict=True):
-                found[place] = self._lawful(each.result(), options) or self._without(jobs[place], options, longest)
-        return Found(places, [found[place] or [] for place in places], None)
+            waiting.append(_Waiting(same, self._translate([jobs[place] for place in same], options, longest), True))
+        return Found([*found], [*found.values()], None)
 
-    def _lawful(self, result: Any, options: Options) -> list[Hypothesis] | None:
+    def _lawful(self, outputs: Sequence[Sequence[str]], scores: Sequence[float],
+                options: Options) -> list[Hypothesis] | None:
         """As many outputs as are looked at, without those that hold <pad> or <s>, which our search would not have; None
         if too few are left."""
-        scores = result.scores or [math.nan] * len(result.hypotheses)
-        lawful = ((tokens, score) for tokens, score in zip(result.hypotheses, scores, strict=True)
-                  if RULED_OUT.isdisjoint(tokens))
-        found = [self._hypothesis(*each, options) for each in islice(lawful, options.outputs)]
-        return found if len(found) >= min(options.nbest, len(result.hypotheses)) else None
+        found: list[Hypothesis] = []
+        for tokens, score in zip(outputs, scores or [math.nan] * len(outputs), strict=True):
+            if len(found) < options.outputs and RULED_OUT.isdisjoint(tokens):
+                found.append(self._hypothesis(tokens, score, options))
+        return found if len(found) >= min(options.nbest, len(outputs)) else None
 
     def _hypothesis(self, tokens: Sequence[str], score: float, options: Options) -> Hypothesis:
         """Its score is log-probability / length ** α, the end symbol counted into the length."""
