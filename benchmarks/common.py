@@ -15,12 +15,13 @@ from torch import Tensor, nn
 from regard.config_train import TrainConfig
 from regard.data.batches import Batch, Order
 from regard.data.shards import Corpus
+from regard.heap import keep_freed
 from regard.model.positions import Sinusoidal
 from regard.model.seq2seq import Seq2Seq
 from regard.text.tokenizer import PAD
 from regard.training.objective import loss_of
 from regard.training.optimizer import make_optimizer
-from regard.training.precision import matrix_products, tune_memory
+from regard.training.precision import matrix_products
 
 SMOOTHING = 0.1
 
@@ -96,7 +97,7 @@ class Contestant:
     @classmethod
     def ours(cls, model: Seq2Seq, settings: TrainConfig, precision: str) -> "Contestant":
         """A model of Regard's, trained as Regard does."""
-        tune_memory()
+        keep_freed(1 << 30)
         return cls(model, lambda batch: loss_of(model, batch, SMOOTHING)[0] / batch.tokens,
                    make_optimizer(model, settings), precision)
 

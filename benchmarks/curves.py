@@ -25,11 +25,12 @@ from common import SMOOTHING, PlainTransformer
 from regard.config import Config, parse_config
 from regard.data.batches import Batch, Order
 from regard.data.shards import Prepared, prepare
+from regard.heap import keep_freed
 from regard.model.attention import MultiHeadAttention
 from regard.model.seq2seq import Seq2Seq, build_model
 from regard.training.objective import loss_of
 from regard.training.optimizer import make_optimizer
-from regard.training.precision import matrix_products, tune_memory
+from regard.training.precision import matrix_products
 from regard.training.schedule import learning_rate
 from regard.training.validation import Validation
 
@@ -139,7 +140,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    tune_memory()
+    keep_freed(1 << 30)
     config = settings(arguments.data, arguments.steps)
     arguments.out.mkdir(parents=True, exist_ok=True)
     get = partial(prepare, config, arguments.out)

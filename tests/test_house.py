@@ -7,7 +7,7 @@ import pytest
 
 SOURCE = Path(__file__).parent.parent / "src" / "regard"
 FLOORS = {
-    "errors": 0,
+    "errors": 0, "heap": 0,
     "config": 1, "config_model": 1, "config_train": 1, "text": 1,
     "data": 2, "shapes": 2, "products": 2,
     "model.attention": 3, "model.positions": 3, "model.state": 3, "model.layers": 3,

@@ -23,6 +23,7 @@ from regard.decode.search import Demands, Hypothesis, Node, forced, limits_of, s
 from regard.engines.engine import Engine, Found, Job, Torch
 from regard.engines.opening import open_engines
 from regard.errors import ConfigError, DataError, RegardError
+from regard.heap import give_back
 from regard.look.trace import Trace
 from regard.model.seq2seq import Seq2Seq
 from regard.model.state import Taps
@@ -242,6 +243,8 @@ class Translator:
         engine = self._engine(options, {name for name in ("prefix", "force") if given.get(name) not in (None, "")})
         for window in windows(tasks_of(lines, prefix, force), WINDOWS[isinstance(lines, list | tuple)]):
             yield from self._window(engine, window, options, ban)
+            if len(window) >= WINDOWS[1]:
+                give_back()  # else what lies free between the results of many windows comes to some 40 MB
 
     def score(self, sources: Sequence[str], targets: Sequence[str]) -> list[float]:
         """The log-probability of each given target, its end symbol included, in nats.

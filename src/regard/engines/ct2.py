@@ -7,9 +7,7 @@ it would do otherwise is refused. Only <pad> and <s> take part in its beam, wher
 them are left out, and if too few are left the sentence is searched again.
 """
 
-import ctypes
 import math
-import platform
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
@@ -34,7 +32,6 @@ AHEAD = 3
 """Batches that wait or work, for each worker."""
 BATCHES = {"float32": (1600, 1600), "bfloat16": (1600, 1600), "int8": (160, 600)}
 """Padded source tokens of the fastest batches of a beam and of greedy search, where batch_tokens allow as many."""
-LIBC_GIVES_BACK = platform.libc_ver()[0] == "glibc"
 _SHARED = "it would share the probability of what is ruled out among the rest, and so search by other numbers"
 UNABLE = {
     "sample": "its draws do not depend on seed and line alone",
@@ -125,8 +122,6 @@ class CT2:
                 yield self._found(waiting, jobs, options, limits)
         while waiting:
             yield self._found(waiting, jobs, options, limits)
-        if LIBC_GIVES_BACK:  # what lies free between the results of many windows is some 40 MB else
-            ctypes.CDLL(None).malloc_trim(0)
 
     def forced(self, sources: Sequence[list[int]], targets: Sequence[list[int]], budget: int) -> list[list[float]]:
         rows, bodies = ([[names[id] for id in ids] for ids in side]

@@ -11,12 +11,14 @@ from regard.decode.ensemble import Ensemble
 from regard.decode.options import Options
 from regard.decode.search import Demands, Hypothesis, Node, forced, search
 from regard.engines.threads import side_by_side
+from regard.heap import keep_freed
 from regard.model.seq2seq import Seq2Seq
 
 NAMES = ("auto", "torch", "ctranslate2")
 PRECISIONS = ("float32", "bfloat16", "int8")
-FEW = 16
-"""Sentences that are not parted to be translated side by side."""
+FEW, MANY = 16, 256
+"""Sentences that are not parted to be translated side by side; and those of a batch, above which greedy search gains no
+speed."""
 
 
 class Job(NamedTuple):
@@ -96,6 +98,8 @@ class Torch:
 
     def open(self) -> None:
         assert self.model
+        if self.device.type == "cpu":
+            keep_freed(1 << 25, arenas=torch.get_num_threads())  # with more, memory grows for some windows
 
     def search(self, jobs: Sequence[Job], options: Options, ban: Mapping[str, list[int]]) -> Iterator[Found]:
         def found(places: list[int]) -> Found:
@@ -106,7 +110,7 @@ class Torch:
             return Found(places, search(self.model, batch, options, demands, trees), trees)
 
         workers = 1 if self.device.type != "cpu" else torch.get_num_threads()
-        most = min(options.batch_sentences or len(jobs), max(FEW, -(-len(jobs) // workers)))
+        most = min(options.batch_sentences or MANY, max(FEW, -(-len(jobs) // workers)))
         budget = max(1, options.batch_tokens // (options.nbest if options.sample else options.beam))
         batches = by_length([len(job.source) + 1 for job in jobs], budget, most)
         yield from side_by_side(found, list(batches), workers)

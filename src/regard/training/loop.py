@@ -18,6 +18,7 @@ from regard.config_train import TrainConfig
 from regard.data.batches import Order
 from regard.data.shards import Prepared, prepare
 from regard.errors import CheckpointError, Interrupted, RunError
+from regard.heap import keep_freed
 from regard.model.seq2seq import Seq2Seq, build_model
 from regard.training import checkpoint as checkpoints
 from regard.training import start_from
@@ -30,7 +31,7 @@ from regard.training.gradients import Gradients
 from regard.training.interrupt import STOPS, Stop, signals
 from regard.training.log import MetricsLog
 from regard.training.optimizer import freeze, make_optimizer, optimizer_tensors, put_optimizer
-from regard.training.precision import chosen, tune_memory
+from regard.training.precision import chosen
 from regard.training.progress import Reporter
 from regard.training.run import BETTER, Run
 from regard.training.schedule import learning_rate
@@ -94,7 +95,7 @@ def set_up(settings: TrainConfig) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(settings.deterministic)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    tune_memory()
+    keep_freed(1 << 30)
 
 
 class Trainer:

@@ -20,12 +20,13 @@ from regard.data.batches import Batch, Order
 from regard.data.shards import Prepared
 from regard.decode.search import Limits, greedy
 from regard.errors import ConfigError
+from regard.heap import keep_freed
 from regard.model.layers import Embedding
 from regard.model.seq2seq import Seq2Seq, build_model
 from regard.training import device as machine
 from regard.training.gradients import Gradients, largest
 from regard.training.optimizer import freeze, make_optimizer
-from regard.training.precision import chosen, tune_memory
+from regard.training.precision import chosen
 from regard.training.standing import Standing
 from regard.training.validation import Validation
 
@@ -146,7 +147,7 @@ def forecast(config: Config, prepared: Prepared, seconds: float, say: Say) -> Fo
     settings, device = config.train, machine.pick_device(config.train.device)
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    tune_memory()
+    keep_freed(1 << 30)
     torch.manual_seed(settings.seed)
     source, target = prepared.tokenizers
     model = build_model(config.model, source.size, target.size).to(device)

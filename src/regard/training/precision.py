@@ -4,9 +4,7 @@ In bfloat16 the factors of a product are rounded to 8 bits of mantissa and summe
 the optimizer, norms and the sums of the loss stay float32 (Micikevicius et al. 2018).
 """
 
-import ctypes
 import os
-import platform
 
 import torch
 
@@ -48,15 +46,3 @@ def matrix_products(precision: str, device: torch.device) -> torch.autocast:
     if precision == "bfloat16":  # read by oneDNN when it makes its first product
         os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(PRODUCTS_KEPT))
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
-
-
-MALLOC_SETTINGS = {-3: 1 << 30, -1: 2**31 - 1, -2: 1 << 28}
-"""M_MMAP_THRESHOLD, M_TRIM_THRESHOLD and M_TOP_PAD of glibc's malloc.h, in bytes."""
-
-
-def tune_memory() -> None:
-    """Have the C library keep the memory that a step gives back. Every step asks for the same again, and pages that
-    come anew from the system are faulted in one by one, which can take as long as the arithmetic."""
-    if platform.libc_ver()[0] == "glibc":
-        for setting, value in MALLOC_SETTINGS.items():
-            ctypes.CDLL(None).mallopt(setting, value)
