@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 import regard
@@ -15,7 +16,10 @@ from regard.engines import ct2_model
 from regard.engines.converted import Unlike
 from regard.errors import CheckpointError, ConfigError, DataError, MissingExtra, RunError
 from regard.export import export
+from regard.text.tokenizer import Tokenizer, Tokenizers
+from regard.training import checkpoint as checkpoints
 from regard.training.loop import train
+from regard.training.run import Run
 
 ctranslate2 = pytest.importorskip("ctranslate2", reason="the extra 'ctranslate2' is not installed")
 
@@ -170,6 +174,33 @@ def test_to_a_folder(runs, tmp_path, name, checkpoint):
     assert exact(regard.load(out).translate(LINES)) == exact(regard.load(runs[name], checkpoint).translate(LINES))
     export(out, tmp_path / "again", "folder")
     assert exact(regard.load(tmp_path / "again").translate(LINES)) == exact(regard.load(out).translate(LINES))
+
+
+def test_the_mean_of_several_runs(runs, run, tmp_path):
+    first, second = (Run.open(run).folder / "checkpoints" / f"step-000000{step}" for step in (20, 40))
+    for name, kept in (("a", first), ("b", second)):
+        export(run, tmp_path / name, "folder", checkpoint=kept.name)
+    assert export([tmp_path / "a", tmp_path / "b"], tmp_path / "out", "folder") is None
+    found = dict(regard.load(tmp_path / "out").model.named_parameters())
+    ends = [checkpoints.load(path).model for path in (first, second)]
+    assert ends[0].keys() == found.keys()
+    for name, weights in found.items():
+        torch.testing.assert_close(weights, (ends[0][name] + ends[1][name]) / 2)
+    done = command("export", tmp_path / "a", tmp_path / "b", "--to", "folder", "--out", tmp_path / "again")
+    assert done.exit_code == 0, done.output
+    again, out = (exact(regard.load(tmp_path / name).translate(LINES)) for name in ("again", "out"))
+    assert again == out
+    for others, reason in ((["b"], r"several runs become one in a folder.*--to folder"),
+                           ([runs["after-everything"]], r"a.*\[model\] differs in tie, reverse_source, kind, heads")):
+        to = "ctranslate2" if others == ["b"] else "folder"
+        with pytest.raises(ConfigError, match=reason):
+            export([tmp_path / "a", *(tmp_path / other for other in others)], tmp_path / "no", to)
+    changed = Tokenizer.train("char", 20, ["a b c d e f"])
+    shutil.copytree(tmp_path / "b", tmp_path / "c")
+    Tokenizers(changed, changed).save(tmp_path / "c" / "tokenizer")
+    with pytest.raises(ConfigError, match=r"(?s)the source vocabularies differ.*the target vocabularies differ"):
+        export([tmp_path / "a", tmp_path / "c"], tmp_path / "no", "folder")
+    assert not (tmp_path / "no").exists()
 
 
 def test_what_cannot_be_exported_is_refused_with_all_reasons(runs, run, tmp_path):

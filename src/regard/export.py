@@ -21,14 +21,17 @@ from regard.translator import load
 
 SAMPLE = 100
 """Sentences that an export is checked on."""
+IN_TRAINING = "dropout", "stochastic_depth"
+"""What the names of settings end with that mean something in training alone."""
 
 
-def export(run: str | Path, out: str | Path, to: str, precision: str | None = None, checkpoint: str = "best",
-           sample: Sequence[str] | None = None, force: bool = False) -> Agreement | None:
+def export(run: str | Path | Sequence[str | Path], out: str | Path, to: str, precision: str | None = None,
+           checkpoint: str = "best", sample: Sequence[str] | None = None, force: bool = False) -> Agreement | None:
     """Write a folder that `regard.load` takes, whole and checked, or nothing.
 
     Args:
-        run: the run's folder.
+        run: the run's folder; or several, for a folder that holds the mean of their weights: of runs that were trained
+            further from one, it often translates better than any of them (Wortsman et al. 2022, "Model soups").
         out: the new folder.
         to: "ctranslate2", for its engine and for CTranslate2 alone; or "folder", a run without its training.
         precision: for CTranslate2: "float32", "bfloat16" or "int8"; None: float32.
@@ -44,33 +47,54 @@ def export(run: str | Path, out: str | Path, to: str, precision: str | None = No
         RunError: there is no such run or checkpoint; `out` is there already, or cannot be written.
         Unlike: CTranslate2 does not translate the sample as the run does.
     """
-    opened, out = Run.open(run), Path(out)
-    if reasons := list(_refusals(opened, to, precision, sample)):
+    runs, out = [Run.open(each) for each in ([run] if isinstance(run, str | Path) else run)], Path(out)
+    if reasons := list(_refusals(runs, to, precision, sample)):
         raise ConfigError("\n".join(reasons))
-    if (before := about(opened.folder)) and before["to"] == "ctranslate2":
-        raise RunError(f"{opened.folder}: was exported for CTranslate2 and holds no checkpoint: export the run that it "
-                       "was made from")
-    chosen = opened.find(checkpoint)
+    for opened in runs:
+        if (before := about(opened.folder)) and before["to"] == "ctranslate2":
+            raise RunError(f"{opened.folder}: was exported for CTranslate2 and holds no checkpoint: export the run "
+                           "that it was made from")
+    chosen = [opened.find(checkpoint) for opened in runs]
     _refuse_taken(out, force)
-    told: dict[str, Any] = {"to": to, "precision": precision or "float32", "checkpoint": chosen.name}
+    told: dict[str, Any] = {"to": to, "precision": precision or "float32",
+                            "checkpoint": chosen[0].name if len(runs) == 1 else "average"}
     with new_folder(out, told, lambda taken: force) as folder:
-        agreement = WAYS[to](opened, chosen, folder, told["precision"], sample)
+        agreement = WAYS[to](runs[0], chosen, folder, told["precision"], sample)
         told["check"] = None if agreement is None else asdict(agreement)
     return agreement
 
 
-def _refusals(run: Run, to: str, precision: str | None, sample: Sequence[str] | None) -> Iterator[str]:
-    """Why a run cannot be exported so."""
+def _refusals(runs: Sequence[Run], to: str, precision: str | None, sample: Sequence[str] | None) -> Iterator[str]:
+    """Why runs cannot be exported so."""
+    if not runs:
+        yield "export: expected a run's folder, or several, and got none"
+        return
     if to not in WAYS:
         yield f'to = "{to}": expected {" or ".join(WAYS)}'
     if precision not in (None, *PRECISIONS):
         yield f'precision = "{precision}": expected {", ".join(PRECISIONS[:-1])} or {PRECISIONS[-1]}'
     if to == "ctranslate2":
-        for reason in ct2_model.refusals(run.config.model):
+        for reason in ct2_model.refusals(runs[0].config.model):
             yield f"[model] {reason}; CTranslate2 cannot carry it. `--to folder` carries every model"
     for name, value in (("precision", precision), ("sample", sample)) if to == "folder" else ():
         if value is not None:
             yield f"{name} means nothing for a folder, which holds the weights as they are: leave it out"
+    if len(runs) > 1 and to == "ctranslate2":
+        yield "several runs become one in a folder: export them with --to folder, and that folder to ctranslate2"
+    for other in runs[1:]:
+        yield from _unlike(runs[0], other)
+
+
+def _unlike(first: Run, other: Run) -> Iterator[str]:
+    """Why the weights of two runs have no mean."""
+    between = f"{other.folder} has no mean with {first.folder}: "
+    own, others = (run.config.model.model_dump() for run in (first, other))
+    if changed := [name for name, value in own.items() if others.get(name) != value and not name.endswith(IN_TRAINING)]:
+        yield between + f"[model] differs in {', '.join(changed)}"
+    for side, *both in zip(("source", "target"), *(Tokenizers.load(run.folder / "tokenizer") for run in (first, other)),
+                           strict=True):
+        if len({(each.kind, str(each.vocabulary)) for each in both}) > 1:
+            yield between + f"the {side} vocabularies differ. Train both with one tokenizer"
 
 
 def _refuse_taken(out: Path, force: bool) -> None:
@@ -84,30 +108,33 @@ def _refuse_taken(out: Path, force: bool) -> None:
                        "--out")
 
 
-def _to_ctranslate2(run: Run, checkpoint: Path, folder: Path, precision: str,
+def _to_ctranslate2(run: Run, chosen: Sequence[Path], folder: Path, precision: str,
                     sample: Sequence[str] | None) -> Agreement:
     """Convert, and check."""
-    translator = load(run.folder, str(checkpoint))
+    translator = load(run.folder, str(chosen[0]))
     sources = sample_of(run.config, translator.tokenizers, SAMPLE, sample)
     own, = translator.engines
     assert isinstance(own, Torch)
     return converted.convert(own, translator.tokenizers, run.config, precision, folder, sources)
 
 
-def _to_folder(run: Run, checkpoint: Path, folder: Path, precision: str, sample: Sequence[str] | None) -> None:
-    """Config, tokenizer, and one checkpoint without its optimizer."""
-    saved = checkpoints.load(checkpoint)
+def _to_folder(run: Run, chosen: Sequence[Path], folder: Path, precision: str, sample: Sequence[str] | None) -> None:
+    """Config, tokenizer, and one checkpoint without its optimizer: the one chosen, or the mean of several."""
+    saved = checkpoints.load(chosen[0])
+    name, weights, state = chosen[0].name, saved.model, saved.state
+    if len(chosen) > 1:
+        name, weights, state = "average", checkpoints.mean_weights(chosen), {"step": 0, "of": list(map(str, chosen))}
     with checkpoints.disk_errors(folder):
         (folder / "tokenizer").mkdir()
         Tokenizers.load(run.folder / "tokenizer").save(folder / "tokenizer")
         write_config(run.config, folder / "config.toml")
-    place = folder / "checkpoints" / checkpoint.name
-    checkpoints.save(place, checkpoints.Checkpoint(saved.model, {}, saved.state))
+    place = folder / "checkpoints" / name
+    checkpoints.save(place, checkpoints.Checkpoint(weights, {}, state))
     readable = (folder / "config.toml").stat().st_mode
     for file in place.iterdir():  # safetensors writes files that nobody else may read
         file.chmod(readable)
-    load(folder, checkpoint.name)
+    load(folder, name)
 
 
-WAYS: dict[str, Callable[[Run, Path, Path, str, Sequence[str] | None], Agreement | None]] = {
+WAYS: dict[str, Callable[[Run, Sequence[Path], Path, str, Sequence[str] | None], Agreement | None]] = {
     "ctranslate2": _to_ctranslate2, "folder": _to_folder}

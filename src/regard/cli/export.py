@@ -6,12 +6,13 @@ from typing import Annotated
 
 import typer
 
-from regard.cli.options import Checkpoint, Json, RunFolder
+from regard.cli.options import Checkpoint, Json
 from regard.cli.output import figures, say
 
 
 def export(
-    run: RunFolder,
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="A run's folder; of several, the mean of their "
+                                                "weights.")],
     to: Annotated[str, typer.Option(metavar="NAME", help="ctranslate2, or folder.")],
     out: Annotated[Path, typer.Option(metavar="DIR", help="The new folder.")],
     precision: Annotated[str | None, typer.Option(metavar="NAME", help="For ctranslate2: float32, bfloat16 or int8. "
@@ -34,17 +35,21 @@ def export(
     0.02 and 0.05 nats in the mean. If it is not, nothing is kept, and the exit code is 1. What a format cannot carry is
     refused, with all reasons.
 
+    Several RUNs of one model and vocabulary become one folder with the mean of their weights. Of runs that were trained
+    further from one (train.start_from), that often translates better than any of them (Wortsman et al. 2022).
+
     \b
     Examples:
       regard export runs/en-de --to ctranslate2 --precision int8 --out en-de.int8
       regard export runs/en-de --to folder --out en-de
+      regard export runs/further-1 runs/further-2 --to folder --out runs/both
     """
     from regard.engines.converted import Unlike
     from regard.export import export as write
     from regard.text.corpus import read_lines
 
     try:
-        agreement = write(run, out, to, precision, checkpoint, read_lines(sample) if sample else None, force)
+        agreement = write(runs, out, to, precision, checkpoint, read_lines(sample) if sample else None, force)
     except Unlike as error:
         say(f"{type(error).__name__}: {error}")
         raise typer.Exit(1) from None
