@@ -5,7 +5,8 @@
 # 91 minutes of a core in bfloat16 (Zen 4): 51, 30 and 10. docs/log.md, 2026-11-21. Interrupted, the same command goes on.
 #     sh configs/multi30k-en-de-mean.sh FOLDER-OF-TEXT FOLDER-FOR-RUNS
 set -eu
-config=$(dirname "$0")/multi30k-en-de-transformer.toml text=$1 runs=$2
+config=$(dirname "$0")/multi30k-en-de-transformer.toml
+text=${1:?expected the folder of train.en and the others} runs=${2:?expected a folder for the runs}
 
 train() {
     name=$1

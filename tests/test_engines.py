@@ -67,11 +67,14 @@ def exact(translations):
 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("beam", [1, 3])
-def test_texts_alone_are_the_same_texts(translators, engine, beam):
+@pytest.mark.parametrize("limits", [{}, {"max_ratio": 0.5, "max_extra": 1}])  # outputs end by themselves, and at limits
+def test_texts_alone_are_the_same_texts(translators, engine, beam, limits):
     translator = translators[engine]
-    whole, texts = (translator.translate(LINES, beam=beam, scores=scores) for scores in (True, False))
+    whole, texts = (translator.translate(LINES, beam=beam, nbest=beam, scores=scores, **limits)
+                    for scores in (True, False))
     for one, other in zip(texts, whole, strict=True):
         assert (one.text, one.tokens, one.problem) == (other.text, other.tokens, other.problem)
+        assert [each.text for each in one.alternatives] == [each.text for each in other.alternatives]
     told = [one for one in texts if one.tokens]
     assert told and all(math.isnan(one.score) and math.isnan(one.log_probability) and not one.parts for one in told)
     with pytest.raises(ConfigError, match="token_scores means nothing with scores = False"):

@@ -17,12 +17,11 @@ from regard.errors import ConfigError, RunError
 from regard.text.tokenizer import Tokenizers
 from regard.training import checkpoint as checkpoints
 from regard.training.run import Run
+from regard.training.start_from import differences
 from regard.translator import load
 
 SAMPLE = 100
 """Sentences that an export is checked on."""
-IN_TRAINING = "dropout", "stochastic_depth"
-"""What the names of settings end with that mean something in training alone."""
 
 
 def export(run: str | Path | Sequence[str | Path], out: str | Path, to: str, precision: str | None = None,
@@ -87,14 +86,11 @@ def _refusals(runs: Sequence[Run], to: str, precision: str | None, sample: Seque
 
 def _unlike(first: Run, other: Run) -> Iterator[str]:
     """Why the weights of two runs have no mean."""
-    between = f"{other.folder} has no mean with {first.folder}: "
-    own, others = (run.config.model.model_dump() for run in (first, other))
-    if changed := [name for name, value in own.items() if others.get(name) != value and not name.endswith(IN_TRAINING)]:
-        yield between + f"[model] differs in {', '.join(changed)}"
-    for side, *both in zip(("source", "target"), *(Tokenizers.load(run.folder / "tokenizer") for run in (first, other)),
-                           strict=True):
-        if len({(each.kind, str(each.vocabulary)) for each in both}) > 1:
-            yield between + f"the {side} vocabularies differ. Train both with one tokenizer"
+    own, others = (Tokenizers.load(run.folder / "tokenizer") for run in (other, first))
+    for reason in own.unlike(others):
+        yield f"{other.folder} has no mean with {first.folder}: {reason}. Train both with one tokenizer"
+    if changed := sorted(differences(other.config.model, first.config.model)):
+        yield f"{other.folder} has no mean with {first.folder}: it was trained with {', '.join(changed)}"
 
 
 def _refuse_taken(out: Path, force: bool) -> None:
@@ -120,9 +116,10 @@ def _to_ctranslate2(run: Run, chosen: Sequence[Path], folder: Path, precision: s
 
 def _to_folder(run: Run, chosen: Sequence[Path], folder: Path, precision: str, sample: Sequence[str] | None) -> None:
     """Config, tokenizer, and one checkpoint without its optimizer: the one chosen, or the mean of several."""
-    saved = checkpoints.load(chosen[0])
-    name, weights, state = chosen[0].name, saved.model, saved.state
-    if len(chosen) > 1:
+    if len(chosen) == 1:
+        saved = checkpoints.load(chosen[0])
+        name, weights, state = chosen[0].name, saved.model, saved.state
+    else:
         name, weights, state = "average", checkpoints.mean_weights(chosen), {"step": 0, "of": list(map(str, chosen))}
     with checkpoints.disk_errors(folder):
         (folder / "tokenizer").mkdir()

@@ -10,7 +10,7 @@ M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_ARENA_MAX = -3, -1, -8  # of glibc's mallo
 def keep_freed(most: int, arenas: int = 0) -> None:
     """From now on, have the heap keep what is freed, in pieces of up to so many bytes. Every step of a training or a
     search asks for the same again, and pages that come anew from the system are faulted in one by one: 5% of a search,
-    and up to half of a training.
+    a third of a plain training loop. It holds for the whole process.
 
     Args:
         most: bytes; what is larger goes back to the system.

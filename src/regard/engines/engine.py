@@ -17,8 +17,8 @@ from regard.model.seq2seq import Seq2Seq
 NAMES = ("auto", "torch", "ctranslate2")
 PRECISIONS = ("float32", "bfloat16", "int8")
 FEW, MANY = 16, 256
-"""Sentences that are not parted to be translated side by side; and those of a batch, above which greedy search gains no
-speed."""
+"""Sentences that are not parted to be translated side by side; and those of a batch, above which greedy search on a
+processor gains no speed."""
 
 
 class Job(NamedTuple):
@@ -109,8 +109,8 @@ class Torch:
             batch = Batch.of(sources).to(self.device)
             return Found(places, search(self.model, batch, options, demands, trees), trees)
 
-        workers = 1 if self.device.type != "cpu" else torch.get_num_threads()
-        most = min(options.batch_sentences or MANY, max(FEW, -(-len(jobs) // workers)))
+        workers, many = (torch.get_num_threads(), MANY) if self.device.type == "cpu" else (1, len(jobs))
+        most = min(options.batch_sentences or many, max(FEW, -(-len(jobs) // workers)))
         budget = max(1, options.batch_tokens // (options.nbest if options.sample else options.beam))
         batches = by_length([len(job.source) + 1 for job in jobs], budget, most)
         yield from side_by_side(found, list(batches), workers)

@@ -143,10 +143,8 @@ def _models(runs: Sequence[Run], tokenizers: Sequence[Tokenizers], chosen: Seque
 
 def _misfits(run: Run, own: Tokenizers, first: Run, others: Tokenizers) -> Iterator[str]:
     """Why a model cannot answer together with the first one."""
-    for side, mine, theirs in zip(("source", "target"), own, others, strict=True):
-        if (mine.kind, mine.vocabulary) != (theirs.kind, theirs.vocabulary):
-            yield (f"{run.folder} cannot answer as one with {first.folder}: the {side} vocabularies differ "
-                   f"({mine.kind} of {mine.size:,}, {theirs.kind} of {theirs.size:,}). Train both with one tokenizer")
+    for reason in own.unlike(others):
+        yield f"{run.folder} cannot answer as one with {first.folder}: {reason}. Train both with one tokenizer"
     settings = first.config.decode
     for side, longest, needed in (("encoder", run.config.model.encoder.longest, settings.max_source_tokens + 1),
                                   ("decoder", run.config.model.decoder.longest, settings.max_length)):

@@ -163,6 +163,12 @@ class Tokenizers(NamedTuple):
         """Whether both sides have one vocabulary."""
         return self.source is self.target
 
+    def unlike(self, others: Self) -> Iterator[str]:
+        """How the vocabularies differ from others, a text for each side; nothing if one id means the same in both."""
+        for side, own, other in zip(("source", "target"), self, others, strict=True):
+            if (own.kind, own.vocabulary) != (other.kind, other.vocabulary):
+                yield f"the {side} vocabularies differ ({own.kind} of {own.size:,}, {other.kind} of {other.size:,})"
+
     @classmethod
     def train(cls, config: TokenizerConfig, *pairs: Pairs) -> Self:
         """Learn from pairs: one tokenizer from both sides' lines, or one from each."""

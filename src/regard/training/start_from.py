@@ -117,7 +117,7 @@ def refuse_unlike(start: Start, config: AnyModelConfig, model: nn.Module) -> Non
               for title, names in (("it lacks", sorted(own.keys() - given.keys())),
                                    ("it has beyond those", sorted(given.keys() - own.keys())),
                                    ("it has of another shape", unlike)) if names]
-    settings = sorted(_differences(start.run.config.model, config))
+    settings = sorted(differences(start.run.config.model, config))
     if faults:
         faults = [f"of its {len(given):,} weights and this model's {len(own):,}, {'; '.join(faults)}"]
     if settings:
@@ -191,7 +191,7 @@ def _tokens(tokenizer: Tokenizer, other: str) -> Sequence[tuple[bool, str]]:
     return [(True, name) for name in SPECIALS] + [(False, entry) for entry in entries[len(SPECIALS):]]
 
 
-def _differences(then: AnyModelConfig, now: AnyModelConfig) -> Iterator[str]:
+def differences(then: AnyModelConfig, now: AnyModelConfig) -> Iterator[str]:
     """The settings of a model that weights of the same shapes depend on, where they differ."""
     before, after = _settings(then), _settings(now)
     for name in before.keys() & after.keys():
