@@ -15,7 +15,7 @@ class Corpus:
 
     def __init__(self):
         self.source_lengths = self.target_lengths = torch.arange(1, 11).numpy()
-        self.parts, self.readers, self.broken = [(10, 1.0)], set(), False
+        self.samples, self.parts, self.readers, self.broken = 1, [(10, 1.0)], set(), False
 
     def __len__(self):
         return 10

@@ -4,19 +4,19 @@ import numpy as np
 import pytest
 import torch
 
-from regard.data.batches import Batch, Order, by_length, cut, pad
+from regard.data.batches import Batch, Order, by_length, cut, drawn, pad
 from regard.text.tokenizer import BOS, EOS, PAD
 
 
 class Known:
     """A corpus of random lengths in which each row's ids tell the row."""
 
-    def __init__(self, rows=200, longest=12, parts=()):
-        draw, self.parts = np.random.default_rng(1), parts
+    def __init__(self, rows=200, longest=12, parts=(), samples=1):
+        draw, self.parts, self.samples = np.random.default_rng(1), parts, samples
         self.source_lengths, self.target_lengths = draw.integers(1, longest, (2, rows))
 
     def __len__(self):
-        return len(self.source_lengths)
+        return len(self.source_lengths) // self.samples
 
     def source(self, row):
         return np.full(self.source_lengths[row], row + 10)
@@ -102,6 +102,21 @@ def test_the_order_is_a_function_of_seed_epoch_and_position():
         assert [piece.tolist() for piece in pieces] == rows(one, epoch)[position]
     assert len({str(rows(one, epoch)) for epoch in range(4)}) == 4
     assert rows(Order(Known(), 60, 2, 2), 0) != rows(one, 0)
+
+
+@pytest.mark.parametrize("parts", [(), [(40, 1.0), (26, 1.5)]])
+def test_each_epoch_reads_the_next_sample_and_after_the_last_the_first(parts):
+    corpus = Known(198, parts=parts, samples=3)
+    order = Order(corpus, 60, 1)
+    for epoch in (0, 1, 2, 3, 7):
+        rows = np.concatenate([order.rows(epoch, position)[0] for position in range(order.updates(epoch))])
+        pairs = drawn(parts, 1, epoch) if parts else range(66)
+        assert sorted(rows - 66 * (epoch % 3)) == sorted(pairs)
+        assert order.sums(epoch) == (len(rows), *(lengths[rows].sum() + len(rows) for lengths in (
+            corpus.source_lengths, corpus.target_lengths)))
+        first, = order.rows(epoch, 0)
+        assert order.update(epoch, 0)[0].source[:, 0].tolist() == [row + 10 for row in first]
+        assert order.tokens(epoch, 0) == (corpus.target_lengths[first] + 1).sum()
 
 
 def test_an_update_holds_the_ids_of_its_rows():

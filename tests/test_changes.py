@@ -91,6 +91,13 @@ def test_all_that_is_refused_is_named_at_once_and_of_a_section_three(tmp_path):
     assert "other data: [data]" in second
 
 
+def test_dropout_of_the_tokens_may_not_change(tmp_path):
+    """It is no setting of the model: the corpus was prepared with it."""
+    before = make_config(tmp_path)
+    with pytest.raises(RunError, match=r"learned from other tokens: \[tokenizer\] now has dropout = 0.1 \(was 0.0\)"):
+        told(before, changed(before, "tokenizer", dropout=0.1))
+
+
 def test_dropout_of_a_side_may_change(tmp_path):
     before = make_config(tmp_path, "mixed-rnn-conv")
     side = before.model.encoder.model_copy(update={"dropout": 0.5})

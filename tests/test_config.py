@@ -34,6 +34,13 @@ def test_written_and_read_is_the_same(name, tmp_path):
     assert read_config(tmp_path / "config.toml") == config
 
 
+@pytest.mark.parametrize("given", [{}, {"dropout": 0.1}, {"dropout": 0.1, "samples": 1, "take_from": "base"}])
+def test_what_is_drawn_is_written_and_read_the_same(given, tmp_path):
+    config = parse(tokenizer=given)
+    write_config(config, tmp_path / "config.toml")
+    assert read_config(tmp_path / "config.toml") == config
+
+
 def test_the_root_is_relative_to_the_config_and_an_overriding_one_to_the_current_folder(tmp_path, monkeypatch):
     (tmp_path / "my.toml").write_text(TOML)
     monkeypatch.chdir("/")
@@ -124,6 +131,22 @@ FAULTS = {
     "a corpus and a half": ({"data": DATA | {"valid": DATA["valid"] | {"pairs": "x"}}}, "[data.valid]: a corpus is {"),
     "one side": ({"tokenizer": {"source": {"kind": "bpe"}}},
                  "[tokenizer]: [tokenizer.source] and [tokenizer.target] come together: give both or neither."),
+    **{f"dropout of {value}": ({"tokenizer": {"dropout": value}}, f"[tokenizer]: dropout = {value}: input should be "
+                               f"{wanted}.") for value, wanted in (
+                                   (1.0, "less than 1"), (-0.1, "greater than or equal to 0"))},
+    "no samples": ({"tokenizer": {"dropout": 0.1, "samples": 0}},
+                   "[tokenizer]: samples = 0: input should be greater than or equal to 1."),
+    "dropout of words": ({"tokenizer": {"kind": "space", "dropout": 0.1}}, '[tokenizer]: dropout = 0.1 leaves out '
+                         'merges, which kind = "space" does not have: use kind = "bpe" for both sides, or leave'),
+    "dropout of one side": ({"tokenizer": {"source": {}, "target": {"kind": "char"}, "dropout": 0.1}},
+                            'dropout = 0.1 leaves out merges, which kind = "char" does not have: use kind = "bpe" for'),
+    "samples of nobody": ({"tokenizer": {"samples": 8}}, "[tokenizer]: samples = 8 means nothing with dropout = 0: set "
+                          "dropout = 0.1, or leave samples out."),
+    "dropout of aligned words": ({"data": DATA | {"train": [{"pairs": "a", "alignment": "b"}]},
+                                  "model": RNN | {"attention": "after"}, "train": {"guided_alignment": 0.1},
+                                  "tokenizer": {"dropout": 0.1}},
+                                 "[tokenizer] dropout = 0.1 gives each epoch other tokens, and the links of an "
+                                 "alignment are made between those of one segmentation: leave dropout or alignment"),
 }
 
 

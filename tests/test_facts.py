@@ -1,14 +1,18 @@
 """What a report tells of a run: its curves, its provenance, and in what runs differ."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 import regard
 from conftest import make_config, write_reversal
+from regard.config import TokenizerConfig
+from regard.data.shards import prepare
 from regard.errors import RunError
 from regard.evaluate.facts import (
     command,
+    data_facts,
     differing_settings,
     duration,
     learning,
@@ -16,6 +20,8 @@ from regard.evaluate.facts import (
     points,
     provenance,
     read_metrics,
+    told_data,
+    told_tokenizer,
 )
 from regard.training.run import Run
 
@@ -88,6 +94,19 @@ def test_provenance_without_the_prepared_data(folder, tmp_path):
         (tmp_path / part).symlink_to(folder / "a" / part)
     run = Run.open(tmp_path)
     assert dict(provenance(run, "best"))["learned from"] == f"train.source, train.target in {folder}"
+
+
+def test_drawn_segmentations_are_told(tmp_path):
+    write_reversal(tmp_path)
+    config = make_config(tmp_path)
+    tokenizer = TokenizerConfig(kind="bpe", size=30, dropout=0.5, samples=3)
+    config = config.model_copy(update={"tokenizer": tokenizer})
+    prepare(config, tmp_path / "run")
+    run = Run(tmp_path / "run", config)
+    assert data_facts(run)["samples"] == 3 and ": 60 pairs; 3 segmentations of each; " in told_data(run)
+    assert told_tokenizer(run) == "bpe up to 30, shared, dropout 0.5"
+    taken = config.model_copy(update={"tokenizer": TokenizerConfig(take_from=Path("/base"), dropout=0.1)})
+    assert told_tokenizer(Run(tmp_path / "run", taken)) == "that of /base, dropout 0.1"
 
 
 def test_settings_that_differ(folder):

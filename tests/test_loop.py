@@ -11,6 +11,7 @@ from rich.console import Console
 
 from conftest import make_config
 from regard import products
+from regard.config import TokenizerConfig
 from regard.data.shards import prepare
 from regard.errors import CheckpointError, DataError, Interrupted, RunError
 from regard.model.seq2seq import build_model
@@ -23,6 +24,7 @@ from regard.training.progress import Reporter
 from regard.training.run import Run
 from regard.training.schedule import learning_rate
 from regard.training.validation import Validation
+from test_laws import digest
 
 
 def trainer_of(config, folder):
@@ -103,6 +105,26 @@ def test_every_epoch_is_read_in_its_order_and_each_row_of_figures_is_about_its_o
         tokens, losses, norms = zip(*updates[row["step"] - 3 : row["step"]], strict=True)
         assert row["loss"] == pytest.approx(sum(losses) / sum(tokens)) and row["gradient_norm"] == norms[-1]
         assert row["epoch"] == plan[row["step"]][0]
+
+
+def test_drawn_segmentations_are_learned_from_epoch_by_epoch_and_gone_on_with_exactly(corpus, tmp_path):
+    """Once round all samples: what is validated is segmented as ever, what is learned from has more tokens."""
+    def config(steps, **tokenizer):
+        made = make_config(corpus, steps=steps, batch_tokens=256, validate_every=4)
+        return made.model_copy(update={"tokenizer": TokenizerConfig(size=30, **tokenizer)})
+
+    drawn = {"dropout": 0.5, "samples": 2}
+    trainer, _ = trainer_of(config(12, **drawn), tmp_path / "whole")
+    plain, _ = trainer_of(config(12), tmp_path / "plain")
+    assert sum(trainer.order.updates(epoch) for epoch in range(3)) < 12, "it never came round"
+    assert trainer.order.sums(0)[1] != trainer.order.sums(1)[1] > plain.order.sums(0)[1] * 1.1
+    assert trainer.order.sums(0) == trainer.order.sums(2)
+    assert (trainer.validation.sources, trainer.validation.targets) == (
+        plain.validation.sources, plain.validation.targets)
+    whole = train(config(12, **drawn), tmp_path / "whole", quiet=True)
+    for steps in (1, 5, 12):
+        parts = train(config(steps, **drawn), tmp_path / "parts", quiet=True)
+    assert digest(parts.checkpoints()[-1]) == digest(whole.checkpoints()[-1])
 
 
 def test_training_again_what_is_done_changes_nothing(corpus, tmp_path):

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from regard.config import parse_config
+from regard.config import TokenizerConfig, parse_config, write_config
 from regard.data import folder, shards
 from regard.data.shards import Corpus, prepare
 from regard.errors import CheckpointError, ConfigError, DataError, RunError
@@ -152,6 +152,91 @@ def test_several_corpora_follow_one_another(place, monkeypatch):
     assert kept == ["a dog runs", "two men", "birds", "a fish"]
     assert train.manifest["left_out"]["places"] == {
         "an empty side": ["train.en:2", "more.tsv:1"], "a side longer than 15 tokens": ["train.en:3", "more.tsv:3"]}
+
+
+BPE = {"kind": "bpe", "size": 60}
+DRAWN = BPE | {"dropout": 0.3, "samples": 3}
+
+
+def test_each_sample_holds_all_pairs_in_other_segmentations(place, monkeypatch):
+    monkeypatch.setattr(shards, "CHUNK", 2)
+    said = []
+    tokenizers, train = prepare(config(place, tokenizer=DRAWN), place / "run", said.append)
+    kept = [0, 2, 3, 4]
+    assert len(train) == 4 and train.samples == 3 and len(train.source_lengths) == len(train.target_lengths) == 12
+    for side, lines in (("source", SOURCES), ("target", TARGETS)):
+        rows = [getattr(train, side)(row).tolist() for row in range(12)]
+        assert getattr(tokenizers, side).decode(rows) == 3 * [lines[i] for i in kept]
+        assert len({str(rows[4 * sample : 4 * sample + 4]) for sample in range(3)}) == 3
+    assert train.tokens == (train.source_lengths.sum(), train.target_lengths.sum())
+    source, target = train.tokens
+    facts = {"pairs": 4, "corpora": [4], "samples": 3, "source_tokens": source, "target_tokens": target}
+    assert train.manifest | facts == train.manifest
+    assert said[2:] == [
+        "tokenizer: drawing 3 segmentations of each pair, in which each merge is left out with probability 0.3 …",
+        "1 left out: an empty side (train.en:2)",
+        f"data: 4 pairs, 3 segmentations of each, {train.tokens[0]} source and {train.tokens[1]} target tokens, in "
+        f"{place / 'run' / 'data'}"]
+
+
+def test_the_same_text_is_drawn_the_same_in_each_run_and_otherwise_on_each_side(place):
+    write(place, SOURCES, SOURCES)
+    made = [prepare(config(place, tokenizer=DRAWN), place / name).train.manifest for name in ("run", "other")]
+    assert made[0] == made[1]
+    assert made[0]["files"]["source.ids.npy"] != made[0]["files"]["target.ids.npy"]
+
+
+def test_the_plain_segmentation_says_what_is_left_out_and_stands_for_what_grows_too_long(place):
+    """The longer sides have 27 characters at most, and more tokens than 8 where nearly all merges are left out."""
+    plain = prepare(config(place, tokenizer=BPE, max_tokens=8), place / "plain").train
+    train = prepare(config(place, tokenizer=BPE | {"dropout": 0.99, "samples": 2}, max_tokens=8), place / "run").train
+    assert len(train) == len(plain) == 3 and train.manifest["left_out"] == plain.manifest["left_out"]
+    for side in ("source", "target"):
+        for row in range(6):
+            own, other = getattr(train, side)(row).tolist(), getattr(plain, side)(row % 3).tolist()
+            assert own == other or len(other) < len(own) <= 8
+    assert train.tokens != (2 * plain.tokens[0], 2 * plain.tokens[1])
+
+
+def test_what_was_prepared_before_there_was_dropout_is_not_made_anew(place):
+    contents = [[hashlib.sha256((place / "text" / name).read_bytes()).hexdigest() for name in ("train.en", "train.de")]]
+    settings = {"format": 1, "max_tokens": 256, "tokenizer": BPE | {"shared": True, "source": None, "target": None}}
+    manifest = prepare(config(place, tokenizer=BPE), place / "run").train.manifest
+    assert manifest["fingerprint"] == hashlib.sha256(
+        json.dumps([contents, settings], sort_keys=True).encode()).hexdigest()
+    assert "samples" not in manifest
+
+
+@pytest.mark.parametrize("change", [{"dropout": 0.2}, {"samples": 4}, {"dropout": 0.0, "samples": 16}])
+def test_other_dropout_makes_it_anew_and_not_once_a_run_has_begun(place, change):
+    first = prepare(config(place, tokenizer=DRAWN), place / "run").train.manifest
+    other = prepare(config(place, tokenizer=DRAWN | change), place / "other").train.manifest
+    assert other["fingerprint"] != first["fingerprint"] and other["files"] != first["files"]
+    started(place)
+    with pytest.raises(RunError, match="the tokenizer settings have changed since this run began"):
+        prepare(config(place, tokenizer=DRAWN | change), place / "run")
+
+
+def test_taken_tokenizers_serve_dropout(place):
+    prepare(config(place, tokenizer=BPE), place / "base")
+    write_config(config(place, tokenizer=BPE), place / "base" / "config.toml")
+    taken = {"take_from": str(place / "base"), "dropout": 0.3, "samples": 3}
+    given = parse_config({**config(place).model_dump(exclude={"tokenizer", "model"}), "tokenizer": taken,
+                          "model": {"kind": "transformer"}}, "test", Path())
+    train = prepare(given, place / "run").train
+    files = prepare(config(place, tokenizer=DRAWN), place / "other").train.manifest["files"]
+    assert train.samples == 3 and train.manifest["files"] == files
+    plain = given.model_copy(update={"tokenizer": TokenizerConfig(take_from=place / "base")})
+    assert prepare(plain, place / "run").train.samples == 1
+
+
+@pytest.mark.parametrize("samples", [0, 5, -3, "3", True, None])
+def test_samples_that_the_rows_do_not_have_are_named(place, samples):
+    prepare(config(place, tokenizer=DRAWN), place / "run")
+    path = place / "run" / "data" / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"samples": samples}))
+    with pytest.raises(DataError, match=r"manifest.json: its samples are .*, expected a number that divides 12, its"):
+        prepare(config(place, tokenizer=DRAWN), place / "run")
 
 
 def test_up_to_date_is_left_alone(place):

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from conftest import make_config
 from regard.cli import app
-from regard.config import read_config, write_config
+from regard.config import TokenizerConfig, read_config, write_config
 from regard.data.shards import prepare
 from regard.data.taken import digest_of
 from regard.errors import CheckpointError, ConfigError, Interrupted, RunError
@@ -266,6 +266,20 @@ def test_settings_that_differ_from_taken_tokenizers_are_refused(tmp_path, base, 
         train(config, tmp_path / "run", quiet=True)
     assert str(error.value).startswith(f"[tokenizer]: {message} is not what take_from = {base.folder} has (shared sp")
     assert not (tmp_path / "run").exists()
+
+
+def test_tokenizers_without_merges_do_not_serve_dropout(tmp_path, base):
+    config = config_of(tmp_path / "old").model_copy(update={
+        "tokenizer": TokenizerConfig(take_from=base.folder, dropout=0.1)})
+    message = (rf"\[tokenizer\]: dropout = 0.1 leaves out merges, which space, taken from {base.folder}, does not "
+               "have: leave dropout out, or take bpe tokenizers")
+    with pytest.raises(ConfigError, match=message):
+        train(config, tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run").exists()
+    shutil.copytree(base.folder / "tokenizer", tmp_path / "run" / "tokenizer")
+    shutil.rmtree(base.folder)
+    with pytest.raises(ConfigError, match=message):  # by the run's own copy
+        prepare(config, tmp_path / "run")
 
 
 def test_settings_that_are_those_of_taken_tokenizers_are_read(tmp_path, base):

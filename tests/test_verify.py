@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from conftest import make_config, write_reversal
 from regard.cli import app
-from regard.config import write_config
+from regard.config import TokenizerConfig, write_config
 from regard.errors import RunError
 from regard.training import loop
 from regard.training import verify as module
@@ -82,6 +82,12 @@ def test_a_run_that_goes_on_exactly(run, here):
     assert "step-00000012: whole\naverage: whole\n2 updates, and 1, a stop and 1" in result.stdout
     assert "more: the same, bit by bit, in 2 losses and in\n  weights       SHA-256 " in result.stdout
     assert files(run.folder) == before
+
+
+def test_what_it_took_it_takes_from_itself_and_all_else_stays(run):
+    asked = TokenizerConfig(take_from="/gone", dropout=0.1, samples=3)
+    config = module._config_for(replace(run, config=run.config.model_copy(update={"tokenizer": asked})), 4)
+    assert config.tokenizer == TokenizerConfig(take_from=run.folder.resolve(), dropout=0.1, samples=3)
 
 
 def test_where_it_does_not_go_on_exactly_is_told(run, here, monkeypatch):

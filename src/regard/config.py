@@ -75,7 +75,7 @@ class SideTokenizerConfig(Section):
                       "where the text yields so many; char, space: the most frequent; byte: always 260)")
 
 
-class TokenizerConfig(SideTokenizerConfig):
+class TokenizerConfig(SideTokenizerConfig, CheckedSection):
     """How text becomes tokens: one tokenizer for both sides, or one for each."""
 
     shared: bool = Field(True, description="one vocabulary for both sides; false: one for each, of the same kind")
@@ -83,12 +83,21 @@ class TokenizerConfig(SideTokenizerConfig):
     target: SideTokenizerConfig | None = Field(None, description="the target's own tokenizer; needs `source` too")
     take_from: Path | None = Field(None, description="take the tokenizers of this run instead of making new ones; "
                                    "relative to this file. The settings above may be left out then")
+    dropout: float = Field(0.0, ge=0, lt=1, description="share of merges that are left out by chance in the training "
+                           "text (BPE-dropout, Provilkov et al. 2020); 0 = none")
+    samples: int = Field(16, ge=1, description="segmentations of each pair that are prepared, one for each epoch, in "
+                         "turn; only with dropout")
 
-    @model_validator(mode="after")
-    def _both_sides(self) -> Self:
+    def reasons(self) -> Iterator[str]:
         if (self.source is None) != (self.target is None):
-            raise ValueError("[tokenizer.source] and [tokenizer.target] come together: give both or neither")
-        return self
+            yield "[tokenizer.source] and [tokenizer.target] come together: give both or neither"
+        strange = [side.kind for side in self.sides if side.kind != "bpe"]
+        if self.dropout and strange:
+            yield (f'dropout = {self.dropout} leaves out merges, which kind = "{strange[0]}" does not have: use kind = '
+                   '"bpe" for both sides, or leave dropout out')
+        if not self.dropout:
+            yield from (f"{samples} means nothing with dropout = 0: set dropout = 0.1, or leave samples out"
+                        for samples in self.changed("samples"))
 
     @property
     def is_shared(self) -> bool:
@@ -193,6 +202,9 @@ class Config(Section):
         if weight and not aligned:
             yield (f"[train] guided_alignment = {weight} needs word links: give a corpus of [data] train its "
                    "alignment = FILE, or leave guided_alignment out")
+        if aligned and self.tokenizer.dropout:
+            yield (f"[tokenizer] dropout = {self.tokenizer.dropout} gives each epoch other tokens, and the links of an "
+                   "alignment are made between those of one segmentation: leave dropout or alignment out")
         if weight and isinstance(decoder, RNNDecoderConfig) and decoder.attention == "none":
             yield (f'[train] guided_alignment = {weight} needs an attention to guide, and attention = "none": set '
                    'attention = "before" or "after", or leave guided_alignment out')

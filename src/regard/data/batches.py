@@ -22,10 +22,13 @@ Ids = Sequence[int] | NDArray[np.integer]
 class Rows(Protocol):
     """What a corpus must offer to be put in order: its lengths, and its ids by row.
 
-    `parts` are the pairs of each of its corpora and how often an epoch holds them, on average; none: each row once.
+    It has `len` pairs, and of each so many `samples`, unlike segmentations: row k * len + i is pair i in sample k.
+    `parts` are the pairs of each of its corpora and how often an epoch holds them, on average; none: each pair once.
     `alignment` gives the links of a row, (L, 2), source token and target token; None where the corpus has none at all.
     """
 
+    @property
+    def samples(self) -> int: ...
     @property
     def parts(self) -> Sequence[tuple[int, float]]: ...
     @property
@@ -169,6 +172,8 @@ def drawn(parts: Sequence[tuple[int, float]], seed: int, epoch: int) -> NDArray[
 class Order:
     """The order of training: length-bucketed batches of about `batch_tokens` padded tokens, shuffled anew each epoch.
 
+    Each epoch reads the next sample of its corpus, and after the last the first again.
+
     Args:
         corpus: the rows.
         batch_tokens: padded target tokens (and no more padded source tokens) of one update.
@@ -210,15 +215,16 @@ class Order:
                         [corpus.alignment(row) for row in rows])
 
     def _plan(self, epoch: int) -> list[NDArray[np.uint32]]:
-        parts, random = self.corpus.parts, np.random.default_rng([self.seed, epoch])
-        seen = drawn(parts, self.seed, epoch) if parts else slice(None)
+        parts, random, pairs = self.corpus.parts, np.random.default_rng([self.seed, epoch]), len(self.corpus)
+        first = epoch % self.corpus.samples * pairs
+        seen = first + drawn(parts, self.seed, epoch) if parts else slice(first, first + pairs)
         # One more each for the end symbol. Sorted by the longer side, ties by target, source and chance.
         source, target = (lengths[seen] + 1 for lengths in (self.corpus.source_lengths, self.corpus.target_lengths))
         longer, chance = np.maximum(source, target), random.integers(2**16, size=len(source))
         keys = (np.minimum(key, 2**16 - 1).astype(np.uint16) for key in (chance, source, target, longer))
         order = np.lexsort(tuple(keys)).astype(np.uint32)  # keys of 16 bits: nine times as fast as longer ones
         runs = cut(longer[order], self.budget)
-        order = seen[order] if isinstance(seen, np.ndarray) else order
+        order = seen[order] if isinstance(seen, np.ndarray) else first + order
         return [order[start:end] for start, end in (runs[index] for index in random.permutation(len(runs)))]
 
 

@@ -2,11 +2,14 @@
 
     data/manifest.json        counts, what was left out and why, SHA-256 of each file, fingerprint
     data/source.ids.npy       uint16 or uint32 (tokens of all sources,), without special tokens
-    data/source.offsets.npy   int64 (pairs + 1,): pair i is ids[offsets[i]:offsets[i + 1]]
+    data/source.offsets.npy   int64 (rows + 1,): row i is ids[offsets[i]:offsets[i + 1]]
     data/target.*.npy         the same for the targets
     data/alignment.*.npy      where a corpus has an alignment: links, uint16 or uint32 (links, 2), source and target
                               token, and offsets, as of the ids
     data/shared.json          the tokenizer, or source.json and target.json; the run's tokenizer/ holds a copy
+
+A row is a pair. With BPE-dropout there are several samples of all pairs, each with other segmentations, one after
+another: row k * pairs + i is pair i in sample k, and epoch e reads sample e modulo samples.
 
 A folder is written beside its place and renamed in whole, so it is there entirely or not at all. The fingerprint, of
 the training files' contents and of the settings that matter, tells when it is out of date. Why so:
@@ -32,6 +35,7 @@ from regard.data.taken import digest_of, has_begun, taken
 from regard.errors import DataError, RunError
 from regard.text.alignment import token_links, words_of
 from regard.text.corpus import LeftOut, Pairs, read_pairs, unreadable
+from regard.text.sampling import Sampler
 from regard.text.tokenizer import Tokenizers
 
 FORMAT = 1
@@ -60,8 +64,17 @@ class Corpus:
         self._links = None
         if "alignment.links.npy" in self.manifest["files"]:
             self._links = _open(folder, "alignment", "links"), _open(folder, "alignment", "offsets")
+        self.samples = self._samples(folder)
         self.shares = self._shares(folder, weights) if weights else []
         self.parts = self.shares if set(weights) - {1.0} else []
+
+    def _samples(self, folder: Path) -> int:
+        """Segmentations of each pair; one where a manifest does not tell."""
+        samples, rows = self.manifest.get("samples", 1), len(self._source_offsets) - 1
+        if type(samples) is not int or samples < 1 or rows % samples:
+            raise damaged(folder / MANIFEST, f"its samples are {samples!r}, expected a number that divides {rows:,}, "
+                          "its rows")
+        return samples
 
     def _shares(self, folder: Path, weights: Sequence[float]) -> list[tuple[int, float]]:
         """Pairs and weight of each corpus; none where an earlier version did not count them, and all weigh the same."""
@@ -75,7 +88,8 @@ class Corpus:
         return list(zip(counts, weights, strict=True))
 
     def __len__(self) -> int:
-        return len(self._source_offsets) - 1
+        """Pairs, which have so many rows for each sample."""
+        return (len(self._source_offsets) - 1) // self.samples
 
     @property
     def digest(self) -> str:
@@ -84,17 +98,17 @@ class Corpus:
 
     @property
     def tokens(self) -> tuple[int, int]:
-        """Tokens of all sources, and of all targets."""
+        """Tokens of all sources, and of all targets, in all samples."""
         return len(self._source_ids), len(self._target_ids)
 
     @cached_property
     def source_lengths(self) -> Ids:
-        """uint32 (pairs,), tokens of each source."""
+        """uint32 (rows,), tokens of each source."""
         return np.diff(self._source_offsets).astype(np.uint32)
 
     @cached_property
     def target_lengths(self) -> Ids:
-        """uint32 (pairs,), tokens of each target."""
+        """uint32 (rows,), tokens of each target."""
         return np.diff(self._target_offsets).astype(np.uint32)
 
     def source(self, index: int) -> Ids:
@@ -154,7 +168,9 @@ def prepare(config: Config, run: Path, progress: Say | None = None) -> Prepared:
     train = Corpus(folder, weights)
     tokenizers = Tokenizers.load(folder)
     _copy_tokenizers(tokenizers, train.manifest, run / "tokenizer", has_begun(run))
-    say(f"data: {len(train):,} pairs, {train.tokens[0]:,} source and {train.tokens[1]:,} target tokens, in {folder}")
+    drawn = f"{train.samples:,} segmentations of each, " if train.samples > 1 else ""
+    say(f"data: {len(train):,} pairs, {drawn}{train.tokens[0]:,} source and {train.tokens[1]:,} target tokens, in "
+        f"{folder}")
     if train.parts or len(train.shares) > 1:
         say(f"data: an epoch holds {_in_an_epoch(config.data.train, train.shares)}")
     return Prepared(tokenizers, train)
@@ -205,7 +221,11 @@ def _build(config: Config, folder: Path, fingerprint: str, begun: Tokenizers | N
     tokenizers = begun or Tokenizers.train(config.tokenizer, *parts)
     for line in _described(tokenizers, config.tokenizer, sum(map(len, parts))):
         say(line)
-    found = _Gathered(parts, tokenizers, config.data.max_tokens)
+    if config.tokenizer.dropout:
+        dropout, samples = config.tokenizer.dropout, config.tokenizer.samples
+        say(f"tokenizer: drawing {samples:,} segmentation{'s' * (samples > 1)} of each pair, in which each merge is "
+            f"left out with probability {dropout:g} …")
+    found = _Gathered(parts, tokenizers, config)
     if not any(found.counts):
         raise DataError(f"no pair to train on: {found.left_out}. Raise data.max_tokens. Nothing was written.")
     if found.left_out.counts:
@@ -214,21 +234,37 @@ def _build(config: Config, folder: Path, fingerprint: str, begun: Tokenizers | N
 
 
 class _Side:
-    """One side's ids while they are gathered, in as few bytes as the vocabulary allows."""
+    """One side's ids while they are gathered, sample by sample, in as few bytes as the vocabulary allows."""
 
-    def __init__(self, size: int):
-        self.dtype = np.uint16 if size <= 2**16 else np.uint32
-        self.ids: list[npt.NDArray[Any]] = []
-        self.lengths: list[int] = []
+    def __init__(self, size: int, sampler: Sampler | None = None):
+        self.dtype, self.sampler = np.uint16 if size <= 2**16 else np.uint32, sampler
+        self.ids: list[list[npt.NDArray[Any]]] = [[] for _ in range(sampler.samples if sampler else 1)]
+        self.lengths: list[list[Ids]] = [[] for _ in self.ids]
 
     def add(self, rows: Sequence[Sequence[int]]) -> None:
-        lengths = [len(row) for row in rows]
-        self.ids.append(np.fromiter(chain.from_iterable(rows), self.dtype, sum(lengths)))
-        self.lengths += lengths
+        """Add rows to the only sample."""
+        lengths = np.fromiter(map(len, rows), np.int64, len(rows))
+        self._put(0, np.fromiter(chain.from_iterable(rows), self.dtype, lengths.sum()), lengths)
+
+    def draw(self, lines: Sequence[str], max_tokens: int) -> None:
+        """Add lines to each sample, in other segmentations; a plain one in the place of a longer one than is kept."""
+        assert self.sampler is not None
+        for sample, (ids, lengths) in enumerate(self.sampler.draw(lines, max_tokens)):
+            self._put(sample, ids.astype(self.dtype), lengths)
+
+    def _put(self, sample: int, ids: npt.NDArray[Any], lengths: Ids) -> None:
+        self.ids[sample].append(ids)
+        self.lengths[sample].append(lengths)
+
+    @property
+    def tokens(self) -> int:
+        """Of all samples."""
+        return sum(map(len, chain.from_iterable(self.ids)))
 
     def save(self, folder: Path, name: str) -> None:
-        np.save(folder / f"{name}.ids.npy", np.concatenate(self.ids), allow_pickle=False)
-        np.save(folder / f"{name}.offsets.npy", np.cumsum([0, *self.lengths], dtype=np.int64), allow_pickle=False)
+        offsets = np.cumsum(np.concatenate([[0], *chain.from_iterable(self.lengths)]), dtype=np.int64)
+        np.save(folder / f"{name}.ids.npy", np.concatenate([*chain.from_iterable(self.ids)]), allow_pickle=False)
+        np.save(folder / f"{name}.offsets.npy", offsets, allow_pickle=False)
 
 
 class _Links:
@@ -261,13 +297,16 @@ class _Gathered:
     Args:
         parts: the corpora.
         tokenizers: of both sides.
-        max_tokens: of the longest side that is kept.
+        config: says how long the longest side may be, and how many segmentations there are.
     """
 
-    def __init__(self, parts: Sequence[Pairs], tokenizers: Tokenizers, max_tokens: int):
-        self.tokenizers, self.max_tokens, self.left_out = tokenizers, max_tokens, LeftOut()
-        self.source, self.target = _Side(tokenizers.source.size), _Side(tokenizers.target.size)
-        self.links = _Links(tokenizers, max_tokens) if any(part.links is not None for part in parts) else None
+    def __init__(self, parts: Sequence[Pairs], tokenizers: Tokenizers, config: Config):
+        self.tokenizers, self.max_tokens, self.left_out = tokenizers, config.data.max_tokens, LeftOut()
+        dropout, samples = config.tokenizer.dropout, config.tokenizer.samples
+        self.source, self.target = (
+            _Side(each.size, Sampler(each, dropout, samples, side) if dropout else None)
+            for side, each in enumerate(tokenizers))
+        self.links = _Links(tokenizers, self.max_tokens) if any(part.links is not None for part in parts) else None
         self.counts: list[int] = []
         for part in parts:
             self.left_out.merge(part.left_out)
@@ -275,11 +314,14 @@ class _Gathered:
 
     def add(self, part: Pairs, start: int) -> int:
         """Add some pairs of a corpus; how many of them are short enough."""
-        sources = self.tokenizers.source.encode(part.sources[start:start + CHUNK])
-        targets = self.tokenizers.target.encode(part.targets[start:start + CHUNK])
-        fits = [max(map(len, pair)) <= self.max_tokens for pair in zip(sources, targets, strict=True)]
-        self.source.add(list(compress(sources, fits)))
-        self.target.add(list(compress(targets, fits)))
+        lines = part.sources[start:start + CHUNK], part.targets[start:start + CHUNK]
+        rows = [each.encode(own) for each, own in zip(self.tokenizers, lines, strict=True)]
+        fits = [max(map(len, pair)) <= self.max_tokens for pair in zip(*rows, strict=True)]
+        for side, plain, own in zip((self.source, self.target), rows, lines, strict=True):
+            if side.sampler is None:
+                side.add(list(compress(plain, fits)))
+            else:
+                side.draw(list(compress(own, fits)), self.max_tokens)
         for index, fit in enumerate(fits, start):
             if not fit:
                 self.left_out.add(f"a side longer than {self.max_tokens} tokens", part.place(index))
@@ -296,8 +338,9 @@ class _Gathered:
 
     def facts(self) -> dict[str, Any]:
         """What the manifest tells of them."""
-        return {"pairs": len(self.source.lengths), "corpora": self.counts, "source_tokens": sum(self.source.lengths),
-                "target_tokens": sum(self.target.lengths), "left_out": asdict(self.left_out)}
+        samples = {} if self.source.sampler is None else {"samples": self.source.sampler.samples}
+        return {"pairs": sum(self.counts), "corpora": self.counts, **samples, "source_tokens": self.source.tokens,
+                "target_tokens": self.target.tokens, "left_out": asdict(self.left_out)}
 
 
 def _described(tokenizers: Tokenizers, config: TokenizerConfig, pairs: int) -> Iterator[str]:
@@ -324,8 +367,11 @@ def _fingerprint(data: DataConfig, tokenizer: TokenizerConfig, given: Tokenizers
     """SHA-256 of the training files' contents and of every setting that shapes the prepared corpus."""
     contents = [[_input_digest(data.root / path) for path in (corpus.source, corpus.target, corpus.pairs) if path]
                 for corpus in data.train]
-    tokens = tokenizer.model_dump(exclude={"take_from"}) if given is None else digest_of(given)
+    own = tokenizer.model_dump(exclude={"take_from", "dropout", "samples"})
+    tokens = own if given is None else digest_of(given)
     settings: dict[str, Any] = {"format": FORMAT, "max_tokens": data.max_tokens, "tokenizer": tokens}
+    if tokenizer.dropout:  # only then, so that what was prepared before there was dropout stays valid
+        settings |= {"dropout": tokenizer.dropout, "samples": tokenizer.samples}
     if any(corpus.alignment for corpus in data.train):
         settings["alignments"] = [
             corpus.alignment and _input_digest(data.root / corpus.alignment) for corpus in data.train]

@@ -29,7 +29,7 @@ def taken(config: Config, run: Path) -> Tokenizers | None:
     if other is None:
         return None
     if has_begun(run) or (not other.exists() and own.is_dir()):
-        return Tokenizers.load(own)
+        return _with_merges(Tokenizers.load(own), config.tokenizer)
     return take(config, other)
 
 
@@ -43,7 +43,8 @@ def take(config: Config, other: Path) -> Tokenizers:
 
     Raises:
         RunError: there is no such run, or its tokenizers are damaged.
-        ConfigError: they are not what [tokenizer] says besides, or do not fit the model.
+        ConfigError: they are not what [tokenizer] says besides, or do not fit the model; or there is dropout, and they
+            have no merges.
     """
     if not (other / "config.toml").is_file():
         raise RunError(f"{other}: [tokenizer] take_from names no run: "
@@ -61,6 +62,15 @@ def take(config: Config, other: Path) -> Tokenizers:
     if shared and not tokenizers.shared:
         raise ConfigError(f"[model]: {' and '.join(shared)} needs one vocabulary for both sides, and take_from = "
                           f'{other} has two ({found}): use tie = "decoder" without copy, or other tokenizers')
+    return _with_merges(tokenizers, config.tokenizer)
+
+
+def _with_merges(tokenizers: Tokenizers, asked: TokenizerConfig) -> Tokenizers:
+    """Tokenizers that have merges to leave out, where that is asked for; others are refused."""
+    strange = [each.kind for each in tokenizers if each.kind != "bpe"]
+    if asked.dropout and strange:
+        raise ConfigError(f"[tokenizer]: dropout = {asked.dropout} leaves out merges, which {strange[0]}, taken from "
+                          f"{asked.take_from}, does not have: leave dropout out, or take bpe tokenizers")
     return tokenizers
 
 

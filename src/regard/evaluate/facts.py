@@ -118,7 +118,7 @@ def data_facts(run: Run) -> dict[str, Any]:
         manifest = dict(json.loads((run.prepared / "manifest.json").read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):  # a run that came without its data translates as well as before
         manifest = {}
-    counts = {name: manifest.get(name) for name in ("pairs", "source_tokens", "target_tokens")}
+    counts = {name: manifest.get(name) for name in ("pairs", "samples", "source_tokens", "target_tokens")}
     return {"files": [str(data.root / path) for path in paths], **counts,
             "left_out": manifest.get("left_out", {}).get("counts")}
 
@@ -177,12 +177,14 @@ def told_score(metric: str, score: float | None) -> str:
 def told_tokenizer(run: Run) -> str:
     """Kind and size of each side."""
     tokenizer = run.config.tokenizer
+    drawn = f", dropout {tokenizer.dropout:g}" if tokenizer.dropout else ""
     if tokenizer.take_from is not None:
-        return f"that of {tokenizer.take_from}"
+        return f"that of {tokenizer.take_from}{drawn}"
     if tokenizer.source is not None and tokenizer.target is not None:
         return ", ".join(f"{name} {side.kind} up to {side.size:,}"
-                         for name, side in (("source", tokenizer.source), ("target", tokenizer.target)))
-    return f"{tokenizer.kind} up to {tokenizer.size:,}, {'shared' if tokenizer.shared else 'one for each side'}"
+                         for name, side in (("source", tokenizer.source), ("target", tokenizer.target))) + drawn
+    shared = "shared" if tokenizer.shared else "one for each side"
+    return f"{tokenizer.kind} up to {tokenizer.size:,}, {shared}{drawn}"
 
 
 def told_data(run: Run) -> str:
@@ -190,8 +192,9 @@ def told_data(run: Run) -> str:
     data, facts = run.config.data, data_facts(run)
     files = dict.fromkeys(str(path) for corpus in data.train for path in (corpus.source, corpus.target, corpus.pairs)
                           if path)
-    counted = [f"{facts[name]:,} {name.replace('_', ' ')}" for name in ("pairs", "source_tokens", "target_tokens")
-               if facts[name] is not None]
+    names = {"pairs": "pairs", "samples": "segmentations of each", "source_tokens": "source tokens",
+             "target_tokens": "target tokens"}
+    counted = [f"{facts[name]:,} {what}" for name, what in names.items() if facts[name] is not None]
     dropped = [f"{count:,} left out: {reason}" for reason, count in (facts["left_out"] or {}).items()]
     return f"{', '.join(files)} in {data.root}" + f": {'; '.join([*counted, *dropped])}" * bool(counted)
 

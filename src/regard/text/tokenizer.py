@@ -37,7 +37,7 @@ FORMAT = 1
 # What the library's models call the special tokens. No piece of text ever holds a space beside other characters (it is
 # ▁, Ġ or a token of its own), so no text can be taken for one of these.
 _INNER = [f" {name}" for name in SPECIALS]
-_WORD_START = "▁"
+WORD_START = "▁"
 # GPT-2's visible stand-ins for the 256 bytes, which the library's ByteLevel reads and writes.
 _VISIBLE = [byte for byte in range(256) if 33 <= byte <= 126 or 161 <= byte <= 172 or byte >= 174]
 _HIDDEN = [byte for byte in range(256) if byte not in _VISIBLE]
@@ -215,8 +215,8 @@ def _engine(kind: str, vocabulary: Vocabulary) -> hf.Tokenizer:
 
 
 def _words(engine: hf.Tokenizer) -> None:
-    engine.pre_tokenizer = pre_tokenizers.Metaspace(_WORD_START, "always")
-    engine.decoder = decoders.Metaspace(_WORD_START, "always")
+    engine.pre_tokenizer = pre_tokenizers.Metaspace(WORD_START, "always")
+    engine.decoder = decoders.Metaspace(WORD_START, "always")
 
 
 def _characters(engine: hf.Tokenizer) -> None:
@@ -294,8 +294,8 @@ def _encodable(lines: Iterable[str]) -> list[str]:
 
 def _span(text: str, start: int, end: int, piece: str) -> tuple[int, int]:
     """A piece's span without what ▁ stands for: the space before the word, or nothing at the very start."""
-    if piece == _WORD_START:
-        return (start, end) if text[start] in (" ", _WORD_START) else (start, start)
+    if piece == WORD_START:
+        return (start, end) if text[start] in (" ", WORD_START) else (start, start)
     return start + (end - start > 1 and text[start] == " "), end
 
 
@@ -305,4 +305,4 @@ def _shown(kind: str, entry: str) -> str:
         byte = _BYTES[entry]
         entry = chr(byte) if 32 <= byte <= 126 else f"<0x{byte:02X}>"
     shown = (character if character.isprintable() else ascii(character)[1:-1] for character in entry)
-    return "".join(shown).replace(" ", _WORD_START)
+    return "".join(shown).replace(" ", WORD_START)

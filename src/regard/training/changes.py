@@ -73,7 +73,7 @@ def _refusal(folder: Path, begin: str, why: str, told: list[str]) -> str:
 
 
 def _is_free(name: str) -> bool:
-    return any(part in name.split(".")[-1] for part in FREE)
+    return name.startswith("model.") and any(part in name.split(".")[-1] for part in FREE)
 
 
 def _changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

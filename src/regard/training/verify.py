@@ -143,7 +143,8 @@ def _config_for(run: Run, steps: int) -> Config:
     return run.config.model_copy(update={
         "train": settings.model_copy(update=changes),
         "data": run.config.data.model_copy(update={"prepared": None}),
-        "tokenizer": TokenizerConfig(take_from=run.folder.resolve()) if tokens.take_from else tokens,
+        "tokenizer": tokens if tokens.take_from is None else TokenizerConfig(
+            take_from=run.folder.resolve(), dropout=tokens.dropout, samples=tokens.samples),
     })
 
 
