@@ -16,7 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from regard.errors import ConfigError
+from regard.model.by_hand import attended
 from regard.model.layers import INIT, Dropout, linear
+from regard.model.rows import PADDED, POSITIONS, Layout
 from regard.model.state import Memory
 from regard.shapes import fit
 
@@ -186,10 +188,18 @@ def weigh(scores: Tensor, mask: Tensor | None) -> Tensor:
     dtype = torch.promote_types(scores.dtype, torch.float32)
     if mask is None:
         return torch.softmax(scores, dim=-1, dtype=dtype).to(scores.dtype)
-    hidden = torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, torch.finfo(dtype).min)
-    weights = torch.softmax(scores + hidden, dim=-1).to(scores.dtype)
-    somewhere = mask.any(-1, keepdim=True)
-    return weights if not mask.is_cuda and somewhere.all() else weights * somewhere
+    weights = torch.softmax(scores + hiding(mask, dtype), dim=-1).to(scores.dtype)
+    return weights if everywhere(mask) else weights * mask.any(-1, keepdim=True)
+
+
+def hiding(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """What a mask adds to scores: 0 where it is True, else the least number there is."""
+    return torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, torch.finfo(dtype).min)
+
+
+def everywhere(mask: Tensor | None) -> bool:
+    """Whether each query is known to have a key that it may look at; a GPU is not asked, which would take time."""
+    return mask is None or (not mask.is_cuda and bool(mask.any(-1).all()))
 
 
 def attend(
@@ -370,20 +380,20 @@ class MultiHeadAttention(nn.Module):
         self.output = linear(width, width)
         self.dropout = Dropout(dropout)
 
-    def ask(self, x: Tensor) -> Tensor:
-        """Queries, (B, H, T, D / H), of x, (B, T, D)."""
-        return split(self.query(x), self.heads)
+    def ask(self, x: Tensor, layout: Layout = PADDED) -> Tensor:
+        """Queries, (B, H, T, D / H), of x, (B, T, D) or as a layout holds it."""
+        return layout.heads(self.query(x), self.heads)
 
-    def project(self, states: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values, each (B, K, S, D / H), of states, (B, S, D)."""
-        keys, values = self.key_value(states).chunk(2, dim=-1)
-        return split(keys, self.kv_heads), split(values, self.kv_heads)
+    def project(self, states: Tensor, layout: Layout = PADDED) -> tuple[Tensor, Tensor]:
+        """Keys and values, each (B, K, S, D / H), of states, (B, S, D) or as a layout holds them."""
+        keys, values = layout.heads(self.key_value(states), 2 * self.kv_heads).chunk(2, dim=1)
+        return keys, values
 
     def forward(
         self, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, bias: Tensor | None = None,
-        want_weights: bool = False,
+        want_weights: bool = False, layout: Layout = PADDED,
     ) -> tuple[Tensor, Tensor | None]:
-        """Context, (B, T, D), and on request the weights, (B, H, T, S), as they are without dropout.
+        """Context, (B, T, D) or as a layout holds it, and on request the weights, (B, H, T, S), without dropout.
 
         Args:
             query: float (B, H, T, D / H), from `ask`.
@@ -392,14 +402,18 @@ class MultiHeadAttention(nn.Module):
             mask: bool, broadcastable to (B, H, T, S); None: everything may be looked at.
             bias: float (H, T, S) or (B, H, T, S), added to the scores; None: nothing is.
             want_weights: whether to return the weights.
+            layout: of what the queries were made of, and the context is to have.
         """
         if (query.is_cuda or not torch.is_grad_enabled()) and not want_weights:
             context, weights = self.fused(query, keys, values, mask, bias), None
-        else:  # on a CPU the fused kernel's backward takes twice the time of these products
-            held = (keys, values, mask, bias)
-            context, weights = self.plain(query, *(whole_rows(*held) if query.shape[2] > 1 else held))
-            weights = weights[..., : keys.shape[2]]
-        return self.output(context.transpose(1, 2).flatten(2)), weights
+        else:  # on a CPU the fused kernel's backward takes ten times the time of these products
+            held = whole_rows(keys, values, mask, bias) if query.shape[2] > 1 else (keys, values, mask, bias)
+            if want_weights or not everywhere(mask):
+                context, weights = self.plain(query, *held)
+                weights = weights[..., : keys.shape[2]]
+            else:
+                context, weights = self.by_hand(query, *held), None
+        return self.output(layout.merge(context)), weights
 
     def plain(
         self, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, bias: Tensor | None
@@ -411,6 +425,16 @@ class MultiHeadAttention(nn.Module):
         weights = weigh(scores if bias is None else scores + bias, mask)
         context = self.dropout(weights).view(shared) @ values
         return context.view(query.shape), weights
+
+    def by_hand(
+        self, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, bias: Tensor | None
+    ) -> Tensor:
+        """The same contexts, where each query may look somewhere, with a gradient written by hand."""
+        dtype = torch.promote_types(query.dtype, torch.float32)
+        hidden = query.new_zeros(1, dtype=dtype) if mask is None else hiding(mask, dtype)
+        weights = (*query.shape[:3], keys.shape[2])
+        keep = self.dropout.mask(weights, query) if self.dropout.drops else None
+        return attended(query, keys, values, hidden if bias is None else hidden + bias, keep, query.shape[-1] ** -0.5)
 
     def fused(
         self, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, bias: Tensor | None
@@ -424,22 +448,13 @@ class MultiHeadAttention(nn.Module):
             query, keys, values, mask, dropout, enable_gqa=self.kv_heads != self.heads)
 
 
-VECTOR = 16
-"""Numbers in the longest vector of a CPU. Softmax over rows of 16 takes a tenth of the time of rows of 14."""
-
-
 def whole_rows(
     keys: Tensor, values: Tensor, mask: Tensor | None, bias: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """The same with so many keys that the scores' rows are whole vectors; the mask hides those that are added."""
-    added, pad = -keys.shape[2] % VECTOR, nn.functional.pad
+    added, pad = -keys.shape[2] % POSITIONS, nn.functional.pad
     if not added:
         return keys, values, mask, bias
     hidden = pad(keys.new_ones(keys.shape[2], dtype=torch.bool) if mask is None else mask, (0, added))
     keys, values = (pad(x, (0, 0, 0, added)) for x in (keys, values))
     return keys, values, hidden, None if bias is None else pad(bias, (0, added))
-
-
-def split(x: Tensor, heads: int) -> Tensor:
-    """(B, T, D) -> (B, H, T, D / H)."""
-    return x.view(*x.shape[:2], heads, -1).transpose(1, 2)

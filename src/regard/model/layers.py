@@ -10,6 +10,8 @@ from numpy.random import SFC64
 from torch import Tensor, nn
 
 from regard.config_model import ConvSideConfig, TransformerSideConfig
+from regard.model.by_hand import added
+from regard.model.rows import PADDED, Layout
 
 M = TypeVar("M", bound=nn.Module)
 S = TypeVar("S", ConvSideConfig, TransformerSideConfig)
@@ -50,11 +52,18 @@ class Dropout(nn.Module):
         super().__init__()
         self.threshold = min(round(probability * 256), 255)
 
+    @property
+    def drops(self) -> bool:
+        """Whether anything is dropped now."""
+        return self.training and self.threshold > 0
+
     def forward(self, x: Tensor) -> Tensor:
         """Drop values of x, any shape."""
-        if not self.training or self.threshold == 0:
-            return x
-        return x * self.mask(x.shape, x)
+        return x * self.mask(x.shape, x) if self.drops else x
+
+    def added(self, x: Tensor, branch: Tensor) -> Tensor:
+        """x + what is left of a branch of the same shape."""
+        return added(x, branch, self.mask(branch.shape, branch)) if self.drops else x + branch
 
     def mask(self, shape: Sequence[int], like: Tensor) -> Tensor:
         """A factor for each value: 0, or 1 / (1 - probability)."""
@@ -80,12 +89,12 @@ class StochasticDepth(nn.Module):
         super().__init__()
         self.probability = probability
 
-    def forward(self, branch: Tensor) -> Tensor:
-        """(B, T, D) -> (B, T, D)."""
+    def forward(self, branch: Tensor, layout: Layout = PADDED) -> Tensor:
+        """(B, T, D) -> (B, T, D), or both as a layout holds them."""
         if not self.training or not self.probability:
             return branch
-        keep = torch.rand(len(branch), 1, 1, device=branch.device) >= self.probability
-        return branch * (keep / (1 - self.probability)).to(branch.dtype)
+        keep = torch.rand(layout.sequences(branch), device=branch.device) >= self.probability
+        return branch * layout.each((keep / (1 - self.probability)).to(branch.dtype))
 
 
 def at_depth(config: S, layer: int) -> S:

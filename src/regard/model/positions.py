@@ -46,13 +46,14 @@ class Positions(nn.Module):
         the other, (B, H, K T, D / H), all of these places."""
         return heads
 
-    def bias(self, x: Tensor, start: int = 0) -> Tensor | None:
-        """What the scores of T = x.shape[1] queries against all S = start + T keys gain: (H, T, S), or None."""
+    def bias(self, places: Tensor, start: int = 0) -> Tensor | None:
+        """What the scores of T queries, for whose places a tensor (B, T) stands, against all S = start + T keys gain:
+        (H, T, S), or None."""
         return None
 
-    def order(self, x: Tensor, start: int = 0, beam: int = 1) -> Order:
-        """What self-attention over x, (B, T, D), is told."""
-        return Order(partial(self.rotate, start=start, beam=beam), self.bias(x, start))
+    def order(self, places: Tensor, start: int = 0, beam: int = 1) -> Order:
+        """What self-attention over T places, for which a tensor (B, T) stands, is told."""
+        return Order(partial(self.rotate, start=start, beam=beam), self.bias(places, start))
 
 
 # --- 1. in the token vectors ---------------------------------------------------------------------------------------
@@ -133,10 +134,10 @@ class Rotary(Waves):
 # --- 3. in the scores ----------------------------------------------------------------------------------------------
 
 
-def distances(x: Tensor, start: int) -> Tensor:
-    """Place of the key minus place of the query, int64 (T, S), for x, (B, T, D), after `start` others."""
-    places = torch.arange(start + x.shape[1], device=x.device)
-    return places - places[start:, None]
+def distances(places: Tensor, start: int) -> Tensor:
+    """Place of the key minus place of the query, int64 (T, S), for places (B, T) after `start` others."""
+    numbers = torch.arange(start + places.shape[1], device=places.device)
+    return numbers - numbers[start:, None]
 
 
 class Relative(Positions):
@@ -162,8 +163,8 @@ class Relative(Positions):
         far = (exact + share * (buckets - exact)).long().clamp(max=buckets - 1)
         return side + torch.where(away < exact, away, far)
 
-    def bias(self, x: Tensor, start: int = 0) -> Tensor:
-        rows = self.bucket(distances(x, start))
+    def bias(self, places: Tensor, start: int = 0) -> Tensor:
+        rows = self.bucket(distances(places, start))
         return nn.functional.embedding(rows, self.table).permute(2, 0, 1)
 
 
@@ -179,8 +180,8 @@ class Alibi(Positions):
         super().__init__()
         self.register_buffer("slopes", torch.tensor(slopes(heads)), persistent=False)
 
-    def bias(self, x: Tensor, start: int = 0) -> Tensor:
-        return -self.slopes[:, None, None].to(x.dtype) * distances(x, start).abs()
+    def bias(self, places: Tensor, start: int = 0) -> Tensor:
+        return -self.slopes[:, None, None] * distances(places, start).abs()
 
 
 def slopes(heads: int) -> list[float]:

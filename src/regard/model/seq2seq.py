@@ -71,7 +71,7 @@ class Seq2Seq(nn.Module):
         """Features, float (B, T, D), of the batch's target, each position knowing the true tokens before it."""
         memory = self.encode(batch.source, batch.source_mask, taps)
         features: Tensor
-        features, _ = self.decoder(batch.target_in, self.decoder.start(memory), taps)
+        features, _ = self.decoder(batch.target_in, self.decoder.start(memory), taps, batch.target_mask)
         return features
 
     def project(self, features: Tensor) -> Tensor:

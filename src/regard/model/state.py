@@ -83,6 +83,13 @@ class Past:
             self.blocks[name] = torch.cat([self.blocks[name][:, :, :start], new], dim=2) if start else new
         return self.blocks[name][:, :, : self.used]
 
+    def first(self, tokens: int) -> "Past":
+        """With so many tokens of each row alone, where others stand in the slots behind them."""
+        if self.places.shape[1] == tokens:
+            return self
+        blocks = {name: block[:, :, :tokens] for name, block in self.blocks.items()}
+        return Past(self.places[:, :tokens], tokens, blocks, [tokens])
+
     def pack(self, places: Tensor, sources: Tensor, room: int) -> "Past":
         """The slots that rows hold whose places are (R', t), of sources int64 (N',); and room for so many more."""
         own = places.view(len(sources), places.numel() // max(1, len(sources)))  # (N', K' t)

@@ -15,6 +15,7 @@ from regard.config_model import TransformerSideConfig
 from regard.model.attention import MultiHeadAttention
 from regard.model.layers import Dropout, Embedding, Layers, StochasticDepth, at_depth, linear
 from regard.model.positions import POSITIONS, Order
+from regard.model.rows import PADDED, Layout, Packed, layout_of
 from regard.model.state import Memory, Past, State, Taps, apart
 
 
@@ -56,11 +57,11 @@ class Residual(nn.Module):
         self.depth = StochasticDepth(config.stochastic_depth)
         self.before = config.norm == "pre"
 
-    def forward(self, x: Tensor, part: Callable[[Tensor], Tensor]) -> Tensor:
-        """(B, T, D) -> (B, T, D)."""
-        branch = self.depth(self.dropout(part(self.norm(x) if self.before else x)))
-        y: Tensor = x + branch if self.before else self.norm(x + branch)
-        return y
+    def forward(self, x: Tensor, part: Callable[[Tensor], Tensor], layout: Layout) -> Tensor:
+        """(B, T, D) -> (B, T, D), or both as a layout holds them."""
+        branch = self.depth(part(self.norm(x) if self.before else x), layout)
+        y: Tensor = self.dropout.added(x, branch)
+        return y if self.before else self.norm(y)
 
 
 class EncoderLayer(nn.Module):
@@ -73,16 +74,17 @@ class EncoderLayer(nn.Module):
         self.attention_residual = Residual(config)
         self.feedforward_residual = Residual(config)
 
-    def forward(self, x: Tensor, mask: Tensor, order: Order, name: str, taps: Taps | None) -> Tensor:
-        """(B, S, D) -> (B, S, D); mask bool (B, 1, 1, S)."""
+    def forward(self, x: Tensor, layout: Layout, order: Order, name: str, taps: Taps | None) -> Tensor:
+        """(B, S, D) -> (B, S, D), or both as a layout holds them."""
+        mask = layout.mask[:, None, None, :]
 
         def attention(x: Tensor) -> Tensor:
-            keys, values = self.attention.project(x)
-            query, keys = order.rotate(self.attention.ask(x)), order.rotate(keys)
-            return tapped(self.attention(query, keys, values, mask, order.bias, taps is not None), name, taps)
+            keys, values = self.attention.project(x, layout)
+            query, keys = order.rotate(self.attention.ask(x, layout)), order.rotate(keys)
+            return tapped(self.attention(query, keys, values, mask, order.bias, taps is not None, layout), name, taps)
 
-        x = self.attention_residual(x, attention)
-        y: Tensor = self.feedforward_residual(x, self.feedforward)
+        x = self.attention_residual(x, attention, layout)
+        y: Tensor = self.feedforward_residual(x, self.feedforward, layout)
         return y
 
 
@@ -98,37 +100,46 @@ class DecoderLayer(nn.Module):
         self.cross_residual = Residual(config)
         self.feedforward_residual = Residual(config)
 
-    def start(self, states: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values of the source, each (N, K, S, D / H), of its states, (N, S, memory's width)."""
-        return self.cross.project(states)
+    def start(self, states: Tensor, layout: Layout = PADDED) -> tuple[Tensor, Tensor]:
+        """Keys and values of the source, each (N, K, S, D / H), of its states as their layout holds them."""
+        return self.cross.project(states, layout)
 
     def forward(
-        self, x: Tensor, state: State, past: Past, mask: Tensor | None, order: Order, index: int, taps: Taps | None
+        self, x: Tensor, layout: Layout, state: State, past: Past, mask: Tensor | None, order: Order, index: int,
+        taps: Taps | None
     ) -> Tensor:
-        """(N, K T, D) -> (N, K T, D); keys and values are put into `past`, and the mask is for these."""
+        """(N, K T, D) -> (N, K T, D), or both as a layout holds them; keys and values are put into `past`, and the mask
+        is for these."""
 
         def attention(x: Tensor) -> Tensor:
-            keys, values = self.attention.project(x)
-            query, keys = order.rotate(self.attention.ask(x)), order.rotate(keys)
+            keys, values = self.attention.project(x, layout)
+            query, keys = order.rotate(self.attention.ask(x, layout)), order.rotate(keys)
             keys, values = past.put(f"{index}.keys", keys), past.put(f"{index}.values", values)
-            attended = self.attention(query, keys, values, mask, order.bias, taps is not None)
+            attended = self.attention(query, keys, values, mask, order.bias, taps is not None, layout)
             return tapped(attended, f"decoder.{index}", taps)
 
         def cross(x: Tensor) -> Tensor:
             keys, values = state.shared[f"{index}.keys"], state.shared[f"{index}.values"]
-            mask = state.memory.mask[:, None, None, :]
-            attended = self.cross(self.cross.ask(x), keys, values, mask, None, taps is not None)
+            missing = keys.shape[2] - state.memory.mask.shape[1]
+            mask = nn.functional.pad(state.memory.mask, (0, missing))[:, None, None, :]
+            attended = self.cross(self.cross.ask(x, layout), keys, values, mask, None, taps is not None, layout)
             return tapped(attended, f"cross.{index}", taps)
 
-        x = self.attention_residual(x, attention)
-        x = self.cross_residual(x, cross)
-        y: Tensor = self.feedforward_residual(x, self.feedforward)
+        x = self.attention_residual(x, attention, layout)
+        x = self.cross_residual(x, cross, layout)
+        y: Tensor = self.feedforward_residual(x, self.feedforward, layout)
         return y
 
 
 def attention_of(config: TransformerSideConfig, memory_width: int | None = None) -> MultiHeadAttention:
     """An attention as the settings say, to the same states or to a memory's."""
     return MultiHeadAttention(config.width, config.heads, config.attention_dropout, memory_width, config.kv_heads)
+
+
+def narrow(x: Tensor) -> Tensor:
+    """What layers compute with: bfloat16 where products are made in it, so that nothing is cast back and forth."""
+    device = x.device.type
+    return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
 
 
 def tapped(attended: tuple[Tensor, Tensor | None], name: str, taps: Taps | None) -> Tensor:
@@ -157,11 +168,12 @@ class TransformerEncoder(nn.Module):
 
     def forward(self, source: Tensor, mask: Tensor, taps: Taps | None = None) -> Memory:
         """source int64 (B, S), mask bool (B, S); the summary is the mean of the states."""
-        x = self.dropout(self.positions(self.embedding(source)))
-        order = self.positions.order(x)
+        layout = layout_of(mask, self.training and taps is None)
+        x = self.dropout(layout.pack(narrow(self.positions(self.embedding(source)))))
+        order = self.positions.order(layout.mask)
         for index, layer in enumerate(self.layers):
-            x = layer(x, mask[:, None, None, :], order, f"encoder.{index}", taps)
-        states = self.norm(x)
+            x = layer(x, layout, order, f"encoder.{index}", taps)
+        states = layout.unpack(self.norm(x)).to(self.embedding.weight.dtype)
         real = mask[:, :, None].to(states.dtype)
         return Memory(states, mask, (states * real).sum(1) / real.sum(1), source, states)
 
@@ -187,23 +199,33 @@ class TransformerDecoder(nn.Module):
     def start(self, memory: Memory) -> State:
         """The state before the first token: each layer's keys and values of the source, computed once."""
         shared: dict[str, Tensor] = {}
+        layout = layout_of(memory.mask, self.training)
+        states = layout.pack(narrow(memory.states))
         for index, layer in enumerate(self.layers):
-            shared |= zip((f"{index}.keys", f"{index}.values"), layer.start(memory.states), strict=True)
+            shared |= zip((f"{index}.keys", f"{index}.values"), layer.start(states, layout), strict=True)
         return State(memory, 0, {}, shared, Past(memory.source[:, :0]))
 
-    def forward(self, tokens: Tensor, state: State, taps: Taps | None = None) -> tuple[Tensor, State]:
-        """tokens int64 (B, T) -> features, float (B, T, D), and the state after them."""
+    def forward(
+        self, tokens: Tensor, state: State, taps: Taps | None = None, mask: Tensor | None = None
+    ) -> tuple[Tensor, State]:
+        """tokens int64 (B, T) -> features, float (B, T, D), and the state after them.
+
+        With a mask, bool (B, T), features matter where there is a real token alone.
+        """
         assert state.past is not None
         (rows, length), beam = tokens.shape, state.beam
-        x = self.dropout(self.positions(self.embedding(tokens), state.length))
-        order, past = self.positions.order(x, state.length, beam), state.past.grow(length, beam)
-        mask, bias = past.hidden(length, beam, order.bias)
+        layout = PADDED if mask is None else layout_of(mask, self.training and taps is None and not state.length)
+        x = narrow(self.positions(self.embedding(tokens), state.length)).view(rows // beam, beam * length, -1)
+        x = self.dropout(layout.pack(x))
+        places = layout.mask if isinstance(layout, Packed) else tokens
+        order, past = self.positions.order(places, state.length, beam), state.past.grow(places.shape[1], beam)
+        seen, bias = past.hidden(places.shape[1], beam, order.bias)
         order = order._replace(bias=bias)
-        x = x.view(rows // beam, beam * length, x.shape[-1])
         for index, layer in enumerate(self.layers):
-            x = layer(x, state, past, mask, order, index, taps)
+            x = layer(x, layout, state, past, seen, order, index, taps)
         if taps is not None:
             for index in range(len(self.layers)):
                 taps[f"decoder.{index}"] = past.seen(taps[f"decoder.{index}"], beam)
-                taps[f"cross.{index}"] = apart(taps[f"cross.{index}"], beam)
-        return self.norm(x).view(rows, length, x.shape[-1]), state.advance(length, {}, past)
+                taps[f"cross.{index}"] = apart(taps[f"cross.{index}"][..., : state.memory.mask.shape[1]], beam)
+        features = layout.unpack(self.norm(x)).view(rows, length, x.shape[-1])
+        return features, state.advance(length, {}, past.first(state.length + length))

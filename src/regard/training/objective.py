@@ -6,13 +6,14 @@ The projection to the vocabulary is folded in and worked off in pieces, so that 
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from regard.config_train import TrainConfig
 from regard.data.batches import Batch
 from regard.model.pointer import mixed_log_probabilities
 from regard.model.rnn import RNNDecoder
+from regard.model.rows import ROWS
 from regard.model.seq2seq import Seq2Seq
 from regard.model.state import Taps
 
@@ -33,9 +34,10 @@ class _ProjectedCrossEntropy(torch.autograd.Function):
         ctx: Any, features: Tensor, weight: Tensor, targets: Tensor, smoothing: float, kind: torch.dtype
     ) -> tuple[Tensor, Tensor]:
         wanted = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
-        x, w, right = features.to(kind), weight.to(kind), targets[:, None]
-        features = features.to(weight.dtype)
-        grad_features = torch.empty_like(features) if wanted else None
+        w, count, features = weight.to(kind), len(features), features.to(weight.dtype)
+        # Whole multiples of rows keep the shapes of products few. Rows that are added are 0, and so is what they give.
+        x, right = (nn.functional.pad(each, (0, 0, 0, -count % ROWS)) for each in (features.to(kind), targets[:, None]))
+        grad_features = torch.empty_like(x, dtype=weight.dtype) if wanted else None
         grad_weight = torch.zeros_like(weight) if wanted else None
         right_logits, right_log_p = (torch.empty_like(right, dtype=weight.dtype) for _ in range(2))
         # One buffer serves all pieces: memory that is given back is faulted in again page by page, which costs more
@@ -51,10 +53,11 @@ class _ProjectedCrossEntropy(torch.autograd.Function):
             if grad_features is not None and grad_weight is not None:
                 grad_features[rows] = p @ w
                 grad_weight += p.T @ x[rows]
-        surprise, mean = -right_log_p.sum(), weight.mean(0)
+        surprise, mean = -right_log_p[:count].sum(), weight.mean(0)
         # The mean of log p over the vocabulary is that of the logits less log Z, and log Z = logit - log p.
         even = features.sum(0) @ mean - right_logits.sum() - surprise
         if grad_features is not None and grad_weight is not None:
+            grad_features = grad_features[:count]
             grad_features -= (1 - smoothing) * weight[targets] + smoothing * mean
             grad_weight.index_add_(0, targets, features, alpha=smoothing - 1)
             grad_weight -= smoothing / len(weight) * features.sum(0)

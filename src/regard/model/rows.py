@@ -1,0 +1,160 @@
+"""Two ways to hold the tokens of a batch while a Transformer computes with them.
+
+`Padded` is the usual one, (B, T, D). `Packed` is (1, R, D): the real tokens one after the other, then empty rows up to
+a multiple of `ROWS`. What is done at each position by itself then costs nothing for padding, and batches of all lengths
+ask for products of the same few shapes: oneDNN, which multiplies on processors, writes a program for each shape that
+it meets, which takes 2 ms (docs/log.md, 2026-11-29). Attention needs each sequence apart: `heads` lays them out for it,
+`merge` puts them in a row again.
+
+B batch, T positions, D width, H heads, R rows.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+ROWS, POSITIONS = 256, 16
+"""Of what rows come in multiples, and of what positions do in attention: the latter are the numbers in the longest
+vector of a processor. Softmax over rows of 16 takes a tenth of the time of rows of 14."""
+
+
+class Padded:
+    """Tokens as they come, (B, T, D), with padding behind them.
+
+    Args:
+        mask: bool (B, T), True where there is a real token; an empty one where nobody asks for it.
+    """
+
+    def __init__(self, mask: Tensor):
+        self.mask = mask
+
+    def pack(self, x: Tensor) -> Tensor:
+        """(B, T, D) -> as it is held here."""
+        return x
+
+    def unpack(self, x: Tensor) -> Tensor:
+        """As it is held here -> (B, T, D)."""
+        return x
+
+    def heads(self, x: Tensor, heads: int) -> Tensor:
+        """As it is held here -> (B, H, T, D / H)."""
+        return x.view(*x.shape[:2], heads, -1).transpose(1, 2)
+
+    def merge(self, x: Tensor) -> Tensor:
+        """(B, H, T, D / H) -> as it is held here."""
+        return x.transpose(1, 2).flatten(2)
+
+    def sequences(self, x: Tensor) -> int:
+        """How many sequences stand in x, which is held as here."""
+        return len(x)
+
+    def each(self, numbers: Tensor) -> Tensor:
+        """A number for each sequence, (B,), at all of its tokens: (B, 1, 1)."""
+        return numbers[:, None, None]
+
+
+class Packed:
+    """Real tokens alone, (1, R, D), then at least one empty row. What stands in empty rows is not read by anybody, so
+    their gradient is 0.
+
+    Args:
+        mask: bool (B, T), True where there is a real token.
+
+    Attributes:
+        mask: the same with more padding, T a multiple of `POSITIONS`: the positions of attention.
+    """
+
+    def __init__(self, mask: Tensor):
+        self.size, self.mask = mask.shape, nn.functional.pad(mask, (0, -mask.shape[1] % POSITIONS))
+        self.sequence, self.position = mask.nonzero().unbind(1)  # of each real token
+        self.rows = (len(self.position) // ROWS + 1) * ROWS
+        self.known: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+
+    def pack(self, x: Tensor) -> Tensor:
+        """(B, T, D) -> (1, R, D)."""
+        return _collect(x.flatten(0, 1), *self.places(1, self.size[1]), self.rows)[None]
+
+    def unpack(self, x: Tensor) -> Tensor:
+        """(1, R, D) -> (B, T, D)."""
+        return _spread(x[0], *self.places(1, self.size[1])).view(*self.size, -1)
+
+    def heads(self, x: Tensor, heads: int) -> Tensor:
+        """(1, R, D) -> (B, H, T, D / H), T with more padding."""
+        B, T = self.mask.shape
+        return _spread(x.view(self.rows * heads, -1), *self.places(heads, T)).view(B, heads, T, -1)
+
+    def merge(self, x: Tensor) -> Tensor:
+        """(B, H, T, D / H) -> (1, R, D)."""
+        _, heads, T, width = x.shape
+        return _collect(x.reshape(-1, width), *self.places(heads, T), self.rows * heads).view(1, self.rows, -1)
+
+    def sequences(self, x: Tensor) -> int:
+        """How many sequences stand in x."""
+        return self.size[0]
+
+    def each(self, numbers: Tensor) -> Tensor:
+        """A number for each sequence, (B,), at all of its tokens: (1, R, 1)."""
+        return nn.functional.pad(numbers[self.sequence], (0, self.rows - len(self.sequence)))[None, :, None]
+
+    def places(self, heads: int, length: int) -> tuple[Tensor, Tensor]:
+        """Where in (B, H, T) each part of a row of a real token stands, int64 (real tokens x H,); and the row's part
+        that stands at each place, int64 (B x H x T,), the first empty row's where there is no token."""
+        if (heads, length) not in self.known:
+            each = torch.arange(heads, device=self.mask.device)
+            places = ((self.sequence[:, None] * heads + each) * length + self.position[:, None]).flatten()
+            parts = places.new_full((self.size[0] * heads * length,), len(places))
+            parts[places] = torch.arange(len(places), device=places.device)
+            self.known[heads, length] = places, parts
+        return self.known[heads, length]
+
+
+class _Collect(torch.autograd.Function):
+    """Takes rows from places and fills up with zeros; backward, gives each place what its row got."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, places: Tensor, parts: Tensor, rows: int) -> Tensor:
+        ctx.save_for_backward(places, parts)
+        taken = x.new_empty(rows, x.shape[1])
+        torch.index_select(x, 0, places, out=taken[: len(places)])
+        taken[len(places) :] = 0
+        return taken
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return _spread(grads[0].contiguous(), *ctx.saved_tensors), None, None, None
+
+
+class _Spread(torch.autograd.Function):
+    """The other way round."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, places: Tensor, parts: Tensor) -> Tensor:
+        ctx.save_for_backward(places, parts)
+        ctx.rows = len(x)
+        return x.index_select(0, parts)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        places, parts = ctx.saved_tensors
+        return _collect(grads[0].contiguous(), places, parts, ctx.rows), None, None
+
+
+def _collect(x: Tensor, places: Tensor, parts: Tensor, rows: int) -> Tensor:
+    collected: Tensor = _Collect.apply(x, places, parts, rows)  # type: ignore[no-untyped-call]
+    return collected
+
+
+def _spread(x: Tensor, places: Tensor, parts: Tensor) -> Tensor:
+    spread: Tensor = _Spread.apply(x, places, parts)  # type: ignore[no-untyped-call]
+    return spread
+
+
+Layout = Padded | Packed
+PADDED = Padded(torch.empty(0, 0, dtype=torch.bool))
+
+
+def layout_of(mask: Tensor, packed: bool) -> Layout:
+    """The layout of real tokens, bool (B, T): packed where that is asked for and pays, which is in training on a
+    processor. Which rows are real is read on the processor, and a GPU would have to wait for it."""
+    return Packed(mask) if packed and torch.is_grad_enabled() and not mask.is_cuda else Padded(mask)
