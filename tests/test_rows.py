@@ -26,11 +26,22 @@ def test_there_is_always_an_empty_row():
 
 def test_heads_are_those_of_the_padded_layout_and_come_back_from_it():
     layout, x = Packed(MASK), numbered(3, 5, 6)
-    heads, padded = layout.heads(layout.pack(x), 2), Padded(MASK).heads(x, 2)
+    (heads,), (padded,) = layout.heads(layout.pack(x), 2), Padded(MASK).heads(x, 2)
     assert layout.mask.shape == (3, POSITIONS) and heads.shape == (3, 2, POSITIONS, 3)
     real = MASK[:, None].expand(3, 2, 5)
     assert torch.equal(heads[:, :, :5][real], padded[real])
     assert torch.equal(layout.merge(heads), layout.pack(x))
+
+
+def test_parts_that_stand_side_by_side_are_told_apart():
+    layout, x = Packed(MASK), numbered(3, 5, 12)
+    keys, values = layout.heads(layout.pack(x), 2, 2)
+    assert keys.is_contiguous() and values.is_contiguous()
+    for found, half in ((keys, x[..., :6]), (values, x[..., 6:])):
+        assert torch.equal(found, layout.heads(layout.pack(half.contiguous()), 2)[0])
+    for found, expected in zip((keys, values), Padded(MASK).heads(x, 2, 2), strict=True):
+        real = MASK[:, None].expand(3, 2, 5)
+        assert torch.equal(found[:, :, :5][real], expected[real])
 
 
 def test_gradients_go_to_the_tokens_they_came_from():
@@ -38,7 +49,7 @@ def test_gradients_go_to_the_tokens_they_came_from():
     rows = layout.pack(x)
     weights = torch.randn_like(rows)
     weights[:, 11:] = 0  # nobody reads empty rows
-    (grad,) = torch.autograd.grad((layout.merge(layout.heads(rows, 3)) * weights).sum(), x)
+    (grad,) = torch.autograd.grad((layout.merge(*layout.heads(rows, 3)) * weights).sum(), x)
     assert torch.equal(grad[MASK], weights[0, :11]) and not grad[~MASK].any()
 
 

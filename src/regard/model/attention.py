@@ -382,11 +382,12 @@ class MultiHeadAttention(nn.Module):
 
     def ask(self, x: Tensor, layout: Layout = PADDED) -> Tensor:
         """Queries, (B, H, T, D / H), of x, (B, T, D) or as a layout holds it."""
-        return layout.heads(self.query(x), self.heads)
+        (query,) = layout.heads(self.query(x), self.heads)
+        return query
 
     def project(self, states: Tensor, layout: Layout = PADDED) -> tuple[Tensor, Tensor]:
         """Keys and values, each (B, K, S, D / H), of states, (B, S, D) or as a layout holds them."""
-        keys, values = layout.heads(self.key_value(states), 2 * self.kv_heads).chunk(2, dim=1)
+        keys, values = layout.heads(self.key_value(states), self.kv_heads, 2)
         return keys, values
 
     def forward(

@@ -37,9 +37,9 @@ class Padded:
         """As it is held here -> (B, T, D)."""
         return x
 
-    def heads(self, x: Tensor, heads: int) -> Tensor:
-        """As it is held here -> (B, H, T, D / H)."""
-        return x.view(*x.shape[:2], heads, -1).transpose(1, 2)
+    def heads(self, x: Tensor, heads: int, parts: int = 1) -> tuple[Tensor, ...]:
+        """As it is held here, so many parts of D each side by side -> (B, H, T, D / H) of each."""
+        return x.view(*x.shape[:2], parts * heads, -1).transpose(1, 2).chunk(parts, dim=1)
 
     def merge(self, x: Tensor) -> Tensor:
         """(B, H, T, D / H) -> as it is held here."""
@@ -69,7 +69,7 @@ class Packed:
         self.size, self.mask = mask.shape, nn.functional.pad(mask, (0, -mask.shape[1] % POSITIONS))
         self.sequence, self.position = mask.nonzero().unbind(1)  # of each real token
         self.rows = (len(self.position) // ROWS + 1) * ROWS
-        self.known: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+        self.known: dict[tuple[int, int, int], tuple[Tensor, Tensor]] = {}
 
     def pack(self, x: Tensor) -> Tensor:
         """(B, T, D) -> (1, R, D)."""
@@ -79,10 +79,11 @@ class Packed:
         """(1, R, D) -> (B, T, D)."""
         return _spread(x[0], *self.places(1, self.size[1])).view(*self.size, -1)
 
-    def heads(self, x: Tensor, heads: int) -> Tensor:
-        """(1, R, D) -> (B, H, T, D / H), T with more padding."""
+    def heads(self, x: Tensor, heads: int, parts: int = 1) -> tuple[Tensor, ...]:
+        """(1, R, parts x D) -> (B, H, T, D / H) of each part, T with more padding."""
         B, T = self.mask.shape
-        return _spread(x.view(self.rows * heads, -1), *self.places(heads, T)).view(B, heads, T, -1)
+        found = _spread(x.view(self.rows * parts * heads, -1), *self.places(heads, T, parts))
+        return found.view(parts, B, heads, T, -1).unbind()
 
     def merge(self, x: Tensor) -> Tensor:
         """(B, H, T, D / H) -> (1, R, D)."""
@@ -97,24 +98,25 @@ class Packed:
         """A number for each sequence, (B,), at all of its tokens: (1, R, 1)."""
         return nn.functional.pad(numbers[self.sequence], (0, self.rows - len(self.sequence)))[None, :, None]
 
-    def places(self, heads: int, length: int) -> tuple[Tensor, Tensor]:
-        """Where in (B, H, T) each part of a row of a real token stands, int64 (real tokens x H,); and the row's part
-        that stands at each place, int64 (B x H x T,), the first empty row's where there is no token."""
-        if (heads, length) not in self.known:
-            each = torch.arange(heads, device=self.mask.device)
-            places = ((self.sequence[:, None] * heads + each) * length + self.position[:, None]).flatten()
-            parts = places.new_full((self.size[0] * heads * length,), len(places))
-            parts[places] = torch.arange(len(places), device=places.device)
-            self.known[heads, length] = places, parts
-        return self.known[heads, length]
+    def places(self, heads: int, length: int, parts: int = 1) -> tuple[Tensor, Tensor]:
+        """Where in (parts, B, H, T) each piece of D / H numbers of a real token's row stands, int64 (real tokens x
+        parts x H,); and which piece stands at each place, the first empty row's where there is no token."""
+        if (heads, length, parts) not in self.known:
+            part, head = (torch.arange(count, device=self.mask.device) for count in (parts, heads))
+            sequence = part[:, None] * self.size[0] + self.sequence[:, None, None]  # (real tokens, parts, 1)
+            places = ((sequence * heads + head) * length + self.position[:, None, None]).flatten()
+            pieces = places.new_full((parts * self.size[0] * heads * length,), len(places))
+            pieces[places] = torch.arange(len(places), device=places.device)
+            self.known[heads, length, parts] = places, pieces
+        return self.known[heads, length, parts]
 
 
 class _Collect(torch.autograd.Function):
     """Takes rows from places and fills up with zeros; backward, gives each place what its row got."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, places: Tensor, parts: Tensor, rows: int) -> Tensor:
-        ctx.save_for_backward(places, parts)
+    def forward(ctx: Any, x: Tensor, places: Tensor, pieces: Tensor, rows: int) -> Tensor:
+        ctx.save_for_backward(places, pieces)
         taken = x.new_empty(rows, x.shape[1])
         torch.index_select(x, 0, places, out=taken[: len(places)])
         taken[len(places) :] = 0
@@ -129,24 +131,24 @@ class _Spread(torch.autograd.Function):
     """The other way round."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, places: Tensor, parts: Tensor) -> Tensor:
-        ctx.save_for_backward(places, parts)
+    def forward(ctx: Any, x: Tensor, places: Tensor, pieces: Tensor) -> Tensor:
+        ctx.save_for_backward(places, pieces)
         ctx.rows = len(x)
-        return x.index_select(0, parts)
+        return x.index_select(0, pieces)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        places, parts = ctx.saved_tensors
-        return _collect(grads[0].contiguous(), places, parts, ctx.rows), None, None
+        places, pieces = ctx.saved_tensors
+        return _collect(grads[0].contiguous(), places, pieces, ctx.rows), None, None
 
 
-def _collect(x: Tensor, places: Tensor, parts: Tensor, rows: int) -> Tensor:
-    collected: Tensor = _Collect.apply(x, places, parts, rows)  # type: ignore[no-untyped-call]
+def _collect(x: Tensor, places: Tensor, pieces: Tensor, rows: int) -> Tensor:
+    collected: Tensor = _Collect.apply(x, places, pieces, rows)  # type: ignore[no-untyped-call]
     return collected
 
 
-def _spread(x: Tensor, places: Tensor, parts: Tensor) -> Tensor:
-    spread: Tensor = _Spread.apply(x, places, parts)  # type: ignore[no-untyped-call]
+def _spread(x: Tensor, places: Tensor, pieces: Tensor) -> Tensor:
+    spread: Tensor = _Spread.apply(x, places, pieces)  # type: ignore[no-untyped-call]
     return spread
 
 
