@@ -35,8 +35,7 @@ class _ProjectedCrossEntropy(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         wanted = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
         w, count, features = weight.to(kind), len(features), features.to(weight.dtype)
-        # Whole multiples of rows keep the shapes of products few. Rows that are added are 0, and so is what they give.
-        x, right = (nn.functional.pad(each, (0, 0, 0, -count % ROWS)) for each in (features.to(kind), targets[:, None]))
+        x, right = whole_pieces(features.to(kind)), whole_pieces(targets[:, None])
         grad_features = torch.empty_like(x, dtype=weight.dtype) if wanted else None
         grad_weight = torch.zeros_like(weight) if wanted else None
         right_logits, right_log_p = (torch.empty_like(right, dtype=weight.dtype) for _ in range(2))
@@ -69,6 +68,12 @@ class _ProjectedCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         grad_features, grad_weight = ctx.saved_tensors
         return grad_features * grads[0], grad_weight * grads[0], None, None, None
+
+
+def whole_pieces(rows: Tensor) -> Tensor:
+    """(N, …) with rows of zeros up to a multiple of `ROWS`, so that products have few shapes; they add nothing to sums
+    of outer products with them."""
+    return nn.functional.pad(rows, (0, 0, 0, -len(rows) % ROWS))
 
 
 def cross_entropy(features: Tensor, weight: Tensor, targets: Tensor, smoothing: float = 0.0) -> tuple[Tensor, Tensor]:

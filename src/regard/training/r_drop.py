@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 from regard.data.batches import Batch
 from regard.model.pointer import mixed_log_probabilities
 from regard.model.seq2seq import Seq2Seq
-from regard.training.objective import Guide, attention_loss, wanted_taps
+from regard.training.objective import Guide, attention_loss, wanted_taps, whole_pieces
 
 PIECE = 256
 """Rows whose log-probabilities, of both passes, exist at one time."""
@@ -32,17 +32,18 @@ class _AgreeingCrossEntropy(torch.autograd.Function):
         ctx: Any, first: Tensor, second: Tensor, weight: Tensor, targets: Tensor, alpha: float, smoothing: float,
         kind: torch.dtype
     ) -> tuple[Tensor, Tensor]:
-        w, right, quarter = weight.to(kind), targets[:, None], alpha / 4
-        x, y = passes = first.to(kind), second.to(kind)
+        w, right, quarter, count = weight.to(kind), targets[:, None], alpha / 4, len(targets)
+        x, y = passes = [whole_pieces(each.to(kind)) for each in (first, second)]
         grads = [torch.empty_like(each, dtype=weight.dtype) for each in passes]
         grad_weight = torch.zeros_like(weight)
         right_logits, surprise, apart = (weight.new_zeros(()) for _ in range(3))
         for start in range(0, len(x), PIECE):
             rows = slice(start, start + PIECE)
             logits = [(each[rows] @ w.T).to(weight.dtype) for each in passes]
-            right_logits += sum(each.gather(1, right[rows]).sum() for each in logits)
+            real = slice(0, count - start)
+            right_logits += sum(each[real].gather(1, right[rows]).sum() for each in logits)
             log_p, log_q = (torch.log_softmax(each, dim=-1) for each in logits)
-            surprise -= sum(each.gather(1, right[rows]).sum() for each in (log_p, log_q))
+            surprise -= sum(each[real].gather(1, right[rows]).sum() for each in (log_p, log_q))
             ratio, p, q = log_p - log_q, log_p.exp_(), log_q.exp_()
             for own, other, sign, part, grad in ((p, q, 1, x, grads[0]), (q, p, -1, y, grads[1])):
                 divergence = sign * torch.linalg.vecdot(own, ratio)[:, None]  # KL(own || other)
@@ -54,6 +55,7 @@ class _AgreeingCrossEntropy(torch.autograd.Function):
         mean, both = weight.mean(0), (first + second).to(weight.dtype)
         # The mean of log p over the vocabulary is that of the logits less log Z, and log Z = logit - log p.
         even = both.sum(0) @ mean - right_logits - surprise
+        grads = [grad[:count] for grad in grads]
         for grad in grads:
             grad -= 0.5 * ((1 - smoothing) * weight[targets] + smoothing * mean)
         grad_weight.index_add_(0, targets, both, alpha=0.5 * (smoothing - 1))
