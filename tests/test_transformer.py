@@ -1,6 +1,7 @@
 """The Transformer against torch's own layers with the same weights, and against plain loops where torch has none."""
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -79,6 +80,20 @@ def test_each_dropout_is_on_in_training_alone(dropout):
     assert not torch.allclose(model.train()(batch), plain)
 
 
+@pytest.mark.parametrize("norm_kind", ["layer", "rms"])
+def test_in_bfloat16_layers_compute_in_it_throughout_and_nothing_warns(norm_kind):
+    model, batch = make_model("transformer-post", norm_kind=norm_kind).float().train(), make_batch()
+    seen = []
+    for module in model.modules():
+        if isinstance(module, (nn.LayerNorm, nn.RMSNorm, nn.Linear)):
+            module.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    with warnings.catch_warnings(), torch.autocast("cpu", torch.bfloat16):
+        warnings.simplefilter("error")
+        model(batch).sum().backward()
+    assert set(seen) == {torch.bfloat16}
+    assert {weights.grad.dtype for weights in model.parameters() if weights.grad is not None} == {torch.float32}
+
+
 # --- what came after 2017 ------------------------------------------------------------------------------------------
 
 
@@ -112,7 +127,7 @@ def test_a_model_with_rms_norm_has_no_other(name):
     model = make_model(name)
     norms = [module for module in model.modules() if isinstance(module, nn.RMSNorm | nn.LayerNorm)]
     final = 2 * (name == "transformer-rotary")  # it is pre-norm
-    assert {type(norm) for norm in norms} == {nn.RMSNorm} and len(norms) == 2 * 2 + 2 * 3 + final
+    assert all(isinstance(norm, nn.RMSNorm) for norm in norms) and len(norms) == 2 * 2 + 2 * 3 + final
 
 
 def test_swiglu_is_the_formula():

@@ -6,7 +6,6 @@ changed in a part stands in its place: the activation, the norm, the positions.
 """
 
 from collections.abc import Callable
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -25,10 +24,21 @@ def swiglu(x: Tensor) -> Tensor:
     return nn.functional.silu(gate) * values
 
 
+class RMSNorm(nn.RMSNorm):
+    """x / √(mean of x² + eps) * weight, made in the weight's type and given back in that of x (Zhang and Sennrich
+    2019, eq. 4). eps is that of LayerNorm, not of the number type."""
+
+    def __init__(self, width: int):
+        super().__init__(width, eps=1e-5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.to(self.weight.dtype)).to(x.dtype)
+
+
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": torch.relu, "gelu": nn.functional.gelu, "swiglu": swiglu}
 NORMS: dict[str, Callable[[int], nn.Module]] = {
-    "layer": nn.LayerNorm, "rms": partial(nn.RMSNorm, eps=1e-5)}  # eps as LayerNorm's, not that of the number type
+    "layer": nn.LayerNorm, "rms": RMSNorm}
 
 
 class FeedForward(nn.Module):
