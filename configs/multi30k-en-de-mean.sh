@@ -11,7 +11,8 @@ text=${1:?expected the folder of train.en and the others} runs=${2:?expected a f
 train() {
     name=$1
     shift
-    regard train "$config" --set data.root="$text" --set train.average=1 --out "$runs/$name" "$@"
+    regard train "$config" --set data.root="$text" --set train.average=1 --set train.ema=0 \
+        --out "$runs/$name" "$@"
 }
 further() { # from the end of the base
     train "$@" --set train.start_from="$runs/base/checkpoints/step-00005400" --set tokenizer.take_from="$runs/base" \
