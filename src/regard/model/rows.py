@@ -1,10 +1,10 @@
 """Two ways to hold the tokens of a batch while a Transformer computes with them.
 
-`Padded` is the usual one, (B, T, D). `Packed` is (1, R, D): the real tokens one after the other, then empty rows up to
-a multiple of `ROWS`. What is done at each position by itself then costs nothing for padding, and batches of all lengths
-ask for products of the same few shapes: oneDNN, which multiplies on processors, writes a program for each shape that
-it meets, which takes 2 ms (docs/log.md, 2026-11-29). Attention needs each sequence apart: `heads` lays them out for it,
-`merge` puts them in a row again.
+`Padded` is the usual one, (B, T, D). `Packed`, for training in bfloat16, is (1, R, D): the real tokens one after the
+other, then empty rows up to a multiple of `ROWS`. What is done at each position by itself then costs nothing for
+padding, and batches of all lengths ask for products of the same few shapes: oneDNN, which multiplies on processors,
+writes a program for each shape that it meets, which takes 2 ms (docs/log.md, 2026-11-29). Attention needs each sequence
+apart: `heads` lays them out for it, `merge` puts them in a row again.
 
 B batch, T positions, D width, H heads, R rows.
 """
@@ -156,7 +156,12 @@ Layout = Padded | Packed
 PADDED = Padded(torch.empty(0, 0, dtype=torch.bool))
 
 
-def layout_of(mask: Tensor, packed: bool) -> Layout:
-    """The layout of real tokens, bool (B, T): packed where that is asked for and pays, which is in training on a
-    processor. Which rows are real is read on the processor, and a GPU would have to wait for it."""
-    return Packed(mask) if packed and torch.is_grad_enabled() and not mask.is_cuda else Padded(mask)
+def layout_of(mask: Tensor, training: bool) -> Layout:
+    """The layout of real tokens, bool (B, T): packed in training, where that pays."""
+    return Packed(mask) if training and torch.is_grad_enabled() and packing_pays(mask.device.type) else Padded(mask)
+
+
+def packing_pays(device: str) -> bool:
+    """Whether it does on such a device now: on a processor, in bfloat16. In float32 no programs are written for shapes,
+    and small batches lose more to the gathers than padding takes; a GPU would have to wait for which rows are real."""
+    return device == "cpu" and torch.is_autocast_enabled(device)
