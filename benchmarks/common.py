@@ -21,7 +21,7 @@ from regard.model.seq2seq import Seq2Seq
 from regard.text.tokenizer import PAD
 from regard.training.objective import loss_of
 from regard.training.optimizer import make_optimizer
-from regard.training.precision import matrix_products
+from regard.training.precision import matrix_products, whole_update
 
 SMOOTHING = 0.1
 
@@ -83,16 +83,17 @@ class PlainTransformer(Plain):
 
 @dataclass(frozen=True)
 class Contestant:
-    """A model in training, and what it multiplies in ("float32" or "bfloat16").
+    """A model in training.
 
     Attributes:
         loss: of a batch, per real target token.
+        precision: what Regard multiplies in, "float32" or "bfloat16"; None: torch does as it does.
     """
 
     model: nn.Module
     loss: Callable[[Batch], Tensor]
     optimizer: torch.optim.Optimizer
-    precision: str
+    precision: str | None = None
 
     @classmethod
     def ours(cls, model: Seq2Seq, settings: TrainConfig, precision: str) -> "Contestant":
@@ -104,13 +105,15 @@ class Contestant:
     @classmethod
     def plain(cls, model: Plain, optimizer: type[torch.optim.Optimizer]) -> "Contestant":
         """A plain model, trained as torch does without being told."""
-        return cls(model, model.loss, optimizer(model.parameters(), lr=1e-3), "float32")  # type: ignore[call-arg]
+        return cls(model, model.loss, optimizer(model.parameters(), lr=1e-3))  # type: ignore[call-arg]
 
     def update(self, batch: Batch) -> None:
         """One whole update: forward, loss, backward, clip, optimizer step."""
-        with matrix_products(self.precision, torch.device("cpu")):
-            loss = self.loss(batch)
-        loss.backward()  # type: ignore[no-untyped-call]
+        kind, cpu = self.precision or "", torch.device("cpu")
+        with whole_update(kind, cpu):
+            with matrix_products(kind, cpu):
+                loss = self.loss(batch)
+            loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)

@@ -30,7 +30,7 @@ from regard.model.attention import MultiHeadAttention
 from regard.model.seq2seq import Seq2Seq, build_model
 from regard.training.objective import loss_of
 from regard.training.optimizer import make_optimizer
-from regard.training.precision import matrix_products
+from regard.training.precision import matrix_products, whole_update
 from regard.training.schedule import learning_rate
 from regard.training.validation import Validation
 
@@ -96,13 +96,15 @@ def trained(path: str, config: Config, prepared: Prepared) -> dict[str, object]:
                 theirs.copy_(own)
         loss = plain.loss
     optimizer = make_optimizer(model, config.train)
+    precision = {"plain": "", "bfloat16": "bfloat16"}.get(path, "float32")
     order, losses = Order(prepared.train, config.train.batch_tokens, config.train.seed), []
     torch.manual_seed(2 if path == "other" else 1)
     for step in range(1, config.train.steps + 1):
         batch = order.update(*divmod(step - 1, order.updates(0)))[0]
-        with matrix_products("bfloat16" if path == "bfloat16" else "float32", device):
-            value = loss(batch)
-        value.backward()  # type: ignore[no-untyped-call]
+        with whole_update(precision, device):
+            with matrix_products(precision, device):
+                value = loss(batch)
+            value.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(model.parameters(), config.train.clip)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, config.train)

@@ -8,7 +8,7 @@ from regard.config_train import TrainConfig
 from regard.errors import RunError
 from regard.training import precision
 from regard.training.objective import loss_of
-from regard.training.precision import chosen, matrix_products
+from regard.training.precision import chosen, matrix_products, whole_update
 
 CPU = torch.device("cpu")
 
@@ -36,9 +36,48 @@ def test_products_are_rounded_as_they_are_called():
     left, right = (torch.randn(64, 256, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2))
     exact = left.double() @ right.double().T
     for kind, least, most in (("float32", 0.0, 1e-4), ("bfloat16", 1e-2, 1.0)):
-        with matrix_products(kind, CPU):
+        with whole_update(kind, CPU), matrix_products(kind, CPU):
             error = float((torch.matmul(left, right.T).double() - exact).abs().max())
         assert least <= error < most, kind
+
+
+@pytest.fixture
+def processor(monkeypatch):
+    """A processor of AMD with AVX-512, whatever this one is; and the products that are made on it."""
+    products, found = [], {"avx512_f": True, "cpu_name": "AMD EPYC"}
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found, raising=False)
+    monkeypatch.setattr(torch.Tensor, "__matmul__", lambda left, right: products.append(switch()) or left.mm(right))
+    precision.onednn_pays.cache_clear()
+    yield products
+    precision.onednn_pays.cache_clear()
+
+
+def switch():
+    return torch.backends.mkldnn.matmul.fp32_precision
+
+
+def test_float32_goes_to_onednn_for_an_update_where_mkl_is_slow(processor, monkeypatch):
+    monkeypatch.setattr(torch.Tensor, "mm", lambda left, right: torch.full((1, 1), 64.03))  # as exact as float32
+    before = switch()
+    for kind, expected in (("float32", "bf16"), ("bfloat16", before)):
+        with whole_update(kind, CPU):
+            assert switch() == expected
+        assert switch() == before
+    assert processor == ["bf16"]  # one product was looked at, made by oneDNN
+
+
+def test_float32_is_never_rounded_where_onednn_would(processor, monkeypatch):
+    monkeypatch.setattr(torch.Tensor, "mm", lambda left, right: torch.full((1, 1), 64.0))
+    with whole_update("float32", CPU):
+        assert processor == ["bf16"] and switch() != "bf16"
+
+
+def test_other_processors_keep_to_mkl(processor, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_f": True, "cpu_name": "Intel"}, raising=False)
+    with whole_update("float32", CPU):
+        assert switch() != "bf16"
+    assert not processor
 
 
 @pytest.mark.parametrize("name", sorted(MODELS))

@@ -15,7 +15,7 @@ from regard.training import device as machine
 from regard.training.cluster import Cluster
 from regard.training.objective import Guide, loss_of
 from regard.training.optimizer import learning
-from regard.training.precision import matrix_products
+from regard.training.precision import matrix_products, whole_update
 from regard.training.r_drop import r_drop_loss_of
 from regard.training.standing import Standing
 
@@ -107,10 +107,12 @@ class Gradients:
         total = self.nothing()
         for piece in pieces:
             try:
-                with matrix_products(self.precision, self.device):
-                    loss, surprise = self.loss_of(piece.to(self.device))
-                # Parts of weights get the mean of what all processes send back.
-                (loss * (self.cluster.size if self.sharded else 1) / tokens).backward()  # type: ignore[no-untyped-call]
+                with whole_update(self.precision, self.device):
+                    with matrix_products(self.precision, self.device):
+                        loss, surprise = self.loss_of(piece.to(self.device))
+                    # Parts of weights get the mean of what all processes send back.
+                    share = loss * (self.cluster.size if self.sharded else 1) / tokens
+                    share.backward()  # type: ignore[no-untyped-call]
             except (RuntimeError, MemoryError) as error:
                 if not machine.is_out_of_memory(error):
                     raise

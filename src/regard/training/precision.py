@@ -5,6 +5,9 @@ the optimizer, norms and the sums of the loss stay float32 (Micikevicius et al. 
 """
 
 import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cache
 
 import torch
 
@@ -46,3 +49,36 @@ def matrix_products(precision: str, device: torch.device) -> torch.autocast:
     if precision == "bfloat16":  # read by oneDNN when it makes its first product
         os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(PRODUCTS_KEPT))
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+
+
+def whole_update(precision: str, device: torch.device) -> AbstractContextManager[None]:
+    """A context for forward and backward pass together, in which float32 matrices are multiplied as fast as can be."""
+    if precision == "float32" and device.type == "cpu" and onednn_pays():
+        os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(PRODUCTS_KEPT))
+        return by_onednn()
+    return nullcontext()
+
+
+@cache
+def onednn_pays() -> bool:
+    """Whether oneDNN makes the same float32 products as MKL, faster: it does on AMD processors with AVX-512, which MKL
+    leaves unused there (twice as fast on Zen 5; docs/log.md, 2026-11-29)."""
+    found = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    mkl = torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]
+    if not (mkl and found.get("avx512_f") and "AMD" in found.get("cpu_name", "")):
+        return False
+    matrix = torch.full((64, 64), 1 + 2.0**-12)  # 1 in bfloat16
+    with by_onednn():
+        return float((matrix @ matrix)[0, 0]) > 64 + 2.0**-6
+
+
+@contextmanager
+def by_onednn() -> Iterator[None]:
+    """A context in which oneDNN multiplies float32 matrices. torch gives them to it where it may round factors to
+    bfloat16; it makes use of that with AMX alone."""
+    settings = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    before, settings.fp32_precision = settings.fp32_precision, "bf16"
+    try:
+        yield
+    finally:
+        settings.fp32_precision = before
