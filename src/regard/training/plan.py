@@ -56,6 +56,9 @@ GPUS = {
 }
 UTILISATION = 0.3
 """Share of a GPU's peak that a training of sequences of unlike lengths is assumed to reach."""
+HEAP_GROWTH = {"cpu": 1.25, "cuda": 1.0}
+"""What a long training takes, over what the first updates do: freed pieces of unlike sizes leave holes in the heap of a
+processor's memory, for some hundred updates (docs/log.md, 2026-11-29: 1.19, 1.23 and 1.40)."""
 
 
 @dataclass(frozen=True)
@@ -162,8 +165,8 @@ def forecast(config: Config, prepared: Prepared, seconds: float, say: Say) -> Fo
     gradients.forget()
     say(f"measuring updates for {seconds:.0f} seconds …")
     update = measured_update(model, config, gradients, order, seconds)
-    memory = machine.peak_memory(device)
     validation = measured_validation(model, config, prepared, device)
+    memory = round(machine.peak_memory(device) * HEAP_GROWTH[device.type])
     rows, *tokens = order.sums(0)
     means = [count / order.updates(0) for count in tokens]
     whole = settings.steps * update + -(-settings.steps // settings.validate_every) * validation
