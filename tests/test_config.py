@@ -111,6 +111,9 @@ FAULTS = {
                                                       "'cosine', 'linear' or 'constant'."),
     **{f"pieces: {value!r}": ({"train": {"accumulate": value}}, f"[train]: accumulate = {value!r}: input should be a "
                               'whole number from 1, or "auto".') for value in (0, 1.5, True, "aut", [2])},
+    "a batch of the machine's": ({"train": {"batch_tokens": "auto"}}, "[train]: batch_tokens = 'auto': the size of a "
+                                 'batch is part of what is learned, so it is a number; in how many pieces memory holds '
+                                 'it is measured with accumulate = "auto".'),
     **{f"an average of {value}": ({"train": {"ema": value}}, f"[train]: ema = {value}: input should be {wanted}")
        for value, wanted in ((1.0, "less than 1"), (-0.1, "greater than or equal to 0"))},
     "an optimizer": ({"train": {"optimizer": "lamb"}}, "optimizer = 'lamb': input should be 'adamw', 'adam', 'sgd' or"),

@@ -81,6 +81,15 @@ class TrainConfig(CheckedSection):
                         "optimizer's state (FSDP2), for models that one device does not train; slower")
     seed: int = Field(1, ge=0, description="of weights, order and dropout")
 
+    @field_validator("batch_tokens", mode="before")
+    @classmethod
+    def _not_of_the_machine(cls, value: Any) -> Any:
+        if value == "auto":
+            raise PydanticCustomError("batch_tokens", "the size of a batch is part of what is learned, so it is a "
+                                      "number; in how many pieces memory holds it is measured with accumulate = "
+                                      '"auto"')
+        return value
+
     @field_validator("accumulate", mode="plain")
     @classmethod
     def _count_or_auto(cls, value: Any) -> Any:
