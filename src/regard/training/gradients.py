@@ -107,18 +107,23 @@ class Gradients:
         total = self.nothing()
         for piece in pieces:
             try:
-                with whole_update(self.precision, self.device):
-                    with matrix_products(self.precision, self.device):
-                        loss, surprise = self.loss_of(piece.to(self.device))
-                    # Parts of weights get the mean of what all processes send back.
-                    share = loss * (self.cluster.size if self.sharded else 1) / tokens
-                    share.backward()  # type: ignore[no-untyped-call]
+                surprise = self.compute(piece, tokens)
             except (RuntimeError, MemoryError) as error:
                 if not machine.is_out_of_memory(error):
                     raise
                 return total, Refusal(piece, (str(error).splitlines() or ["MemoryError"])[0])
             total += surprise
         return total, None
+
+    def compute(self, piece: Batch, tokens: int) -> Tensor:
+        """Add the gradient of a piece to that of the weights; its cross-entropy."""
+        with whole_update(self.precision, self.device):
+            with matrix_products(self.precision, self.device):
+                loss, surprise = self.loss_of(piece.to(self.device))
+            # Parts of weights get the mean of what all processes send back.
+            share = loss * (self.cluster.size if self.sharded else 1) / tokens
+            share.backward()  # type: ignore[no-untyped-call]
+        return surprise
 
     def keep_step(self, times: int) -> None:
         """Gather weights with the processes that have so many pieces more than this one, and add nothing."""
