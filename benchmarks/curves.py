@@ -45,7 +45,7 @@ def settings(data: Path, steps: int) -> Config:
     recipe = Path(__file__).parent.parent / "configs" / "multi30k-en-de-transformer.toml"
     values = tomllib.loads(recipe.read_text(encoding="utf-8"))
     values["data"]["root"] = str(data.resolve())
-    values["train"] = {"steps": steps, "schedule": "cosine", "warmup": steps // 2, "learning_rate": 5e-3,
+    values["train"] = {"steps": steps, "schedule": "cosine", "warmup": steps // 2, "learning_rate": 2e-3,
                        "batch_tokens": 4096, "label_smoothing": SMOOTHING}
     return parse_config(values, str(recipe), recipe.parent)
 
