@@ -87,13 +87,13 @@ class Contestant:
 
     Attributes:
         loss: of a batch, per real target token.
-        precision: what Regard multiplies in, "float32" or "bfloat16"; None: torch does as it does.
+        precision: what Regard multiplies in, "float32" or "bfloat16"; empty: torch does as it does.
     """
 
     model: nn.Module
     loss: Callable[[Batch], Tensor]
     optimizer: torch.optim.Optimizer
-    precision: str | None = None
+    precision: str = ""
 
     @classmethod
     def ours(cls, model: Seq2Seq, settings: TrainConfig, precision: str) -> "Contestant":
@@ -109,9 +109,9 @@ class Contestant:
 
     def update(self, batch: Batch) -> None:
         """One whole update: forward, loss, backward, clip, optimizer step."""
-        kind, cpu = self.precision or "", torch.device("cpu")
-        with whole_update(kind, cpu):
-            with matrix_products(kind, cpu):
+        cpu = torch.device("cpu")
+        with whole_update(self.precision, cpu):
+            with matrix_products(self.precision, cpu):
                 loss = self.loss(batch)
             loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)

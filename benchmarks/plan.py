@@ -52,17 +52,15 @@ class Cost(NamedTuple):
     memory: float
 
 
-def foretold(config: Config, threads: int, seconds: float) -> Cost:
+def foretold(config: Config, seconds: float) -> Cost:
     """As the forecast has it."""
-    torch.set_num_threads(threads)
     with tempfile.TemporaryDirectory() as folder:
         found = forecast(config, prepare(config, Path(folder)), seconds, lambda line: None)
     return Cost(found.seconds, found.memory / 1e6)
 
 
-def trained(config: Config, threads: int) -> Cost:
+def trained(config: Config) -> Cost:
     """As a training has it."""
-    torch.set_num_threads(threads)
     with tempfile.TemporaryDirectory() as folder:
         run = train(config, Path(folder) / "run", quiet=True)
         return Cost(run.metrics()[-1]["seconds"], peak_memory(torch.device("cpu")) / 1e6)
@@ -78,7 +76,7 @@ def main() -> None:
     """Measure, and print a table or a JSON object."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, metavar="FOLDER", help="holds train.* and val.*")
-    parser.add_argument("--steps", type=int, default=300, help="updates of each training (default 300)")
+    parser.add_argument("--steps", type=int, default=300, help="updates of each training (default 300; the heap grows for some hundred)")
     parser.add_argument("--seconds", type=float, default=10.0, help="that a forecast measures (default 10)")
     parser.add_argument("--threads", type=int, default=2, help="processor threads (default 2)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
@@ -86,8 +84,8 @@ def main() -> None:
     found = {}
     for name, model in CONFIGS.items():
         config = settings(model, arguments.data, arguments.steps, arguments.threads)
-        told = apart(foretold, config, arguments.threads, arguments.seconds)
-        took = apart(trained, config, arguments.threads)
+        told = apart(foretold, config, arguments.seconds)
+        took = apart(trained, config)
         ratio = Cost(*(a / b for a, b in zip(took, told, strict=True)))
         found[name] = {"foretold": told._asdict(), "trained": took._asdict(), "ratio": ratio._asdict()}
         if not arguments.json:

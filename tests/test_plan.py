@@ -11,6 +11,7 @@ from regard import cli
 from regard.config import write_config
 from regard.data.shards import prepare
 from regard.errors import ConfigError
+from regard.training import plan
 from regard.training.plan import GPU, forecast, gpu_named, operations, parameters, saved_bytes
 
 
@@ -47,6 +48,15 @@ def test_a_forecast_adds_up(planned):
     assert found.update_seconds > 0 and found.validation_seconds > 0 and found.activations > 0
     assert found.memory > 4 * 4 * found.parameters
     assert 20 * 30 < found.target_tokens < 20 * 64
+
+
+def test_memory_is_that_of_a_long_training_with_its_validations(corpus, monkeypatch):
+    config, measured = make_config(corpus, steps=20), []
+    whole = plan.measured_validation
+    monkeypatch.setattr(plan, "measured_validation", lambda *given: measured.append("validation") or whole(*given))
+    monkeypatch.setattr(plan.machine, "peak_memory", lambda device: measured.append("memory") or 1000)
+    assert forecast(config, prepare(config, corpus / "run"), 0.1, print).memory == 1250
+    assert measured == ["validation", "memory"]
 
 
 def test_minutes_end_a_forecast_too(corpus):
