@@ -76,7 +76,7 @@ def main() -> None:
     """Measure, and print a table or a JSON object."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, metavar="FOLDER", help="holds train.* and val.*")
-    parser.add_argument("--steps", type=int, default=300, help="updates of each training (default 300; the heap grows for some hundred)")
+    parser.add_argument("--steps", type=int, default=300, help="updates of each (default 300; heaps grow for so many)")
     parser.add_argument("--seconds", type=float, default=10.0, help="that a forecast measures (default 10)")
     parser.add_argument("--threads", type=int, default=2, help="processor threads (default 2)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
