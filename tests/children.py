@@ -1,5 +1,6 @@
 """Work in a forked child process, where it may be killed."""
 
+import gc
 import os
 import traceback
 
@@ -9,6 +10,7 @@ def fork(work):
     child = os.fork()
     if child == 0:
         code = 1
+        gc.freeze()  # what the parent has left to collect may wait for threads that are not here (an engine's do)
         try:
             work()
             code = 0
