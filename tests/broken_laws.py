@@ -24,7 +24,7 @@ from torch.autograd.gradcheck import GradcheckError
 from regard.data.batches import Batch
 from regard.decode import search
 from regard.decode.hypotheses import Paths
-from regard.model import attention, by_hand, conv, layers, positions, rnn, rows, seq2seq
+from regard.model import attention, by_hand, conv, layers, positions, rnn, rows, seq2seq, sublayers, transformer
 from regard.model.state import Memory, Past, State
 from regard.text.tokenizer import EOS
 from regard.training import checkpoint, device, loop, objective
@@ -159,6 +159,15 @@ def positions_that_were_added_are_looked_at(patch):
 
 def attention_by_hand_is_not_scaled(patch):
     patch.setattr(attention, "attended", lambda *inputs: by_hand.attended(*inputs[:-1], 1.0))
+
+
+def attention_written_out_is_not_scaled(patch):
+    patch.setattr(sublayers.Attend, "scale", lambda self, x: 1.0)
+
+
+def nothing_is_hidden_where_sublayers_are_written_out(patch):
+    change(patch, transformer, "stack_of", lambda original, by_hand, x, layout, mask, *others: original(
+        by_hand, x, layout, torch.ones_like(mask), *others))
 
 
 def dropout_in_eval_mode(patch):
@@ -369,6 +378,8 @@ LAWS = {
     "test_the_future_changes_nothing": [
         Fault("the causal mask leaks one position", "eval-transformer-pre", causal_mask_one_too_far),
         Fault("no causal mask in training mode", "train-transformer-rotary", no_causal_mask_in_training),
+        Fault("no causal mask (sublayers written out)", "train-transformer-none",
+              nothing_is_hidden_where_sublayers_are_written_out),
         Fault("a convolution sees the next token", "eval-conv-kernel-5", convolution_sees_the_next_token),
     ],
     "test_selected_rows_are_as_if_computed_anew": [
@@ -380,6 +391,9 @@ LAWS = {
         Fault("packed rows are laid out beside their place", "transformer-post", rows_are_laid_out_beside_their_place),
         Fault("positions that were added are looked at", "transformer-alibi-reversed",
               positions_that_were_added_are_looked_at),
+        Fault("attention written out is not scaled", "transformer-none", attention_written_out_is_not_scaled),
+        Fault("padding is looked at (sublayers written out)", "mixed-transformer-conv",
+              nothing_is_hidden_where_sublayers_are_written_out),
     ],
     "test_dropout_ends_with_training": [
         Fault("dropout goes on in eval mode", "conv", dropout_in_eval_mode),

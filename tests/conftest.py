@@ -134,6 +134,14 @@ def write_reversal(folder, pairs=60, longest=5, seed=1):
         (folder / f"{name}.target").write_text("".join(" ".join(line[::-1]) + "\n" for line in lines))
 
 
+def said(model, batch, taps=None):
+    """Features at all real target tokens, (B, T, D): in training as training asks for them."""
+    if not model.training or model.copies:
+        return model(batch, taps)
+    real, places = model.real(batch, taps), batch.target_mask.nonzero(as_tuple=True)
+    return real.new_zeros(*batch.target_in.shape, real.shape[1]).index_put(places, real)
+
+
 def make_config(folder, name="transformer-pre", *, decode=(), model=(), **train):
     """A whole config over the files of `write_reversal` in a folder."""
     settings = {"steps": 12, "batch_tokens": 64, "learning_rate": 0.01, "warmup": 4, "validate_every": 4,

@@ -18,7 +18,7 @@ from typing import Literal, get_args, get_origin
 import pytest
 import torch
 
-from conftest import FAMILIES, MODELS, TARGET_SIZE, make_batch, make_config, make_model, model_config
+from conftest import FAMILIES, MODELS, TARGET_SIZE, make_batch, make_config, make_model, model_config, said
 from regard.config import write_config
 from regard.config_model import DECODERS, ENCODERS
 from regard.config_model import MODELS as KINDS
@@ -93,16 +93,16 @@ def test_stepwise_is_parallel(name, sizes):
 @MODES
 def test_padding_and_neighbours_change_nothing(name, training):
     model, batch = make_model(name).train(training), make_batch()
-    features = model(batch)
+    features = said(model, batch)
     log_p = model.log_probabilities(features, batch.source)
     rubbish = torch.where(batch.source_mask, batch.source, torch.full_like(batch.source, 5))
-    other = model(changed(batch, source=rubbish))
+    other = said(model, changed(batch, source=rubbish))
     same(other[batch.target_mask], features[batch.target_mask])
     same(model.log_probabilities(other, rubbish)[batch.target_mask], log_p[batch.target_mask])
     for row in range(len(batch)):
         S, T = int(batch.source_mask[row].sum()), int(batch.target_mask[row].sum())
         alone = Batch.of([batch.source[row, : S - 1].tolist()], [batch.target_out[row, : T - 1].tolist()])
-        expected = model(alone)
+        expected = said(model, alone)
         # One that copies has a column of features for each source token; all others have as many for all sources.
         own, columns = expected.shape[-1], features.shape[-1]
         assert columns - own == (batch.source.shape[1] - S if model.copies else 0)
@@ -119,7 +119,7 @@ def test_the_future_changes_nothing(name, training):
 
     def features(target_in):
         torch.manual_seed(2)  # drops the same values each time
-        return model(changed(batch, target_in=target_in))
+        return said(model, changed(batch, target_in=target_in))
 
     before = features(batch.target_in)
     for position in range(batch.target_in.shape[1]):
@@ -134,11 +134,11 @@ def test_the_future_changes_nothing(name, training):
 @EVERY
 def test_training_says_what_the_trained_model_says(name, monkeypatch):
     """In training the Transformer may hold the tokens of a batch otherwise (`regard.model.rows`)."""
-    monkeypatch.setattr("regard.model.rows.packing_pays", lambda device: True)
+    monkeypatch.setattr("regard.model.rows.packing_pays", lambda device, by_hand: True)
     found = []
     for training in (False, True):
         model, batch = make_model(name).train(training), make_batch()
-        features = model(batch)[batch.target_mask]
+        features = model.real(batch)
         features.square().sum().backward()
         found.append([features, *(torch.zeros(1) if each.grad is None else each.grad for each in model.parameters())])
     for rest, at_work in zip(*found, strict=True):

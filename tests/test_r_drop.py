@@ -6,7 +6,7 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from conftest import make_batch, make_model
+from conftest import make_batch, make_model, said
 from regard.training import objective, r_drop
 from regard.training.objective import coverage_loss, loss_of
 from regard.training.r_drop import r_drop_loss_of
@@ -18,7 +18,7 @@ def two_passes(model, batch, coverage):
     """Log-probabilities of two passes, and their coverage losses, as drawn by seed 3."""
     torch.manual_seed(3)
     taps = [{} if coverage else None for _ in range(2)]
-    features = [model(batch, each) for each in taps]
+    features = [said(model, batch, each) for each in taps]
     lost = sum(coverage_loss(each["cross.0"], batch.target_mask) for each in taps) if coverage else 0.0
     return [model.log_probabilities(each, batch.source) for each in features], lost
 

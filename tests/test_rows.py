@@ -14,14 +14,18 @@ def numbered(*shape):
 def test_packing_keeps_real_tokens_alone_and_unpacking_puts_them_back():
     layout, x = Packed(MASK), numbered(3, 5, 4)
     rows = layout.pack(x)
-    assert rows.shape == (1, ROWS, 4)
+    assert rows.shape == (1, POSITIONS, 4)
     assert torch.equal(rows[0, :11], x[MASK]) and not rows[0, 11:].any()
     assert torch.equal(layout.unpack(rows)[MASK], x[MASK])
 
 
 def test_there_is_always_an_empty_row():
-    assert [Packed(torch.ones(1, tokens, dtype=torch.bool)).rows for tokens in (1, ROWS - 1, ROWS)] == [
-        ROWS, ROWS, 2 * ROWS]
+    def rows(step):
+        return [Packed(torch.ones(1, tokens, dtype=torch.bool)).rows for tokens in (1, step - 1, step)]
+
+    assert rows(POSITIONS) == [POSITIONS, POSITIONS, 2 * POSITIONS]
+    with torch.autocast("cpu", torch.bfloat16):
+        assert rows(ROWS) == [ROWS, ROWS, 2 * ROWS]
 
 
 def test_heads_are_those_of_the_padded_layout_and_come_back_from_it():
@@ -60,10 +64,26 @@ def test_what_a_sequence_is_given_stands_at_each_of_its_tokens():
     assert Padded(MASK).each(numbers).flatten().tolist() == [2.0, 3.0, 5.0]
 
 
-def test_rows_are_packed_in_training_in_bfloat16_alone():
-    assert isinstance(layout_of(MASK, True), Padded)
+def test_rows_are_packed_in_training_for_sublayers_by_hand_and_in_bfloat16():
+    assert isinstance(layout_of(MASK, True, True), Packed) and isinstance(layout_of(MASK, True, False), Padded)
     with torch.autocast("cpu", torch.bfloat16):
-        assert isinstance(layout_of(MASK, True), Packed)
-        assert isinstance(layout_of(MASK, False), Padded)
-        with torch.no_grad():
-            assert isinstance(layout_of(MASK, True), Padded)
+        for by_hand in (True, False):
+            assert isinstance(layout_of(MASK, True, by_hand), Packed)
+            assert isinstance(layout_of(MASK, False, by_hand), Padded)
+            with torch.no_grad():
+                assert isinstance(layout_of(MASK, True, by_hand), Padded)
+
+
+def test_laying_out_and_taking_up_are_each_the_gradient_of_the_other():
+    layout, rows = Packed(MASK), torch.randn(1, 16, 12, dtype=torch.float64, requires_grad=True)
+    laid = torch.stack(layout.heads(rows, 2, 2)).flatten(1, 2)
+    assert torch.equal(layout.lay(rows[0], 2, 2), laid)
+    weights = torch.randn_like(laid)
+    (grad,) = torch.autograd.grad((laid * weights).sum(), rows)
+    assert torch.equal(layout.take(weights, 2, 2)[:11], grad[0, :11])
+    assert not layout.take(weights, 2, 2)[11:].any()
+
+
+def test_real_tokens_are_given_sentence_after_sentence():
+    layout, x = Packed(MASK), numbered(3, 5, 4)
+    assert torch.equal(layout.real(layout.pack(x)), x[MASK]) and torch.equal(Padded(MASK).real(x), x[MASK])

@@ -172,9 +172,7 @@ class ConvDecoder(nn.Module):
         root = memory.mask.sum(1)[:, None, None].to(past.dtype).sqrt()
         return State(memory, 0, {f"{index}.past": past for index in range(len(self.layers))}, {"root": root})
 
-    def forward(
-        self, tokens: Tensor, state: State, taps: Taps | None = None, mask: Tensor | None = None
-    ) -> tuple[Tensor, State]:
+    def forward(self, tokens: Tensor, state: State, taps: Taps | None = None) -> tuple[Tensor, State]:
         """tokens int64 (B, T) -> features, float (B, T, D), and the state after them."""
         target = self.dropout(self.positions(self.embedding(tokens), state.length))
         x = self.enter(target)

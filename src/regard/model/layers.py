@@ -51,6 +51,7 @@ class Dropout(nn.Module):
     def __init__(self, probability: float):
         super().__init__()
         self.threshold = min(round(probability * 256), 255)
+        self.scale = 256 / (256 - self.threshold)
 
     @property
     def drops(self) -> bool:
@@ -65,16 +66,20 @@ class Dropout(nn.Module):
         """x + what is left of a branch of the same shape."""
         return added(x, branch, self.mask(branch.shape, branch)) if self.drops else x + branch
 
-    def mask(self, shape: Sequence[int], like: Tensor) -> Tensor:
-        """A factor for each value: 0, or 1 / (1 - probability)."""
+    def mask(self, shape: Sequence[int], like: Tensor, noise: SFC64 | None = None) -> Tensor:
+        """A factor for each value: 0, or 1 / (1 - probability); drawn from a noise of its own, unless one is given."""
         if like.is_cuda:
-            return like.new_empty(tuple(shape)).bernoulli_(1 - self.threshold / 256).mul_(256 / (256 - self.threshold))
+            return like.new_empty(tuple(shape)).bernoulli_(1 - self.threshold / 256).mul_(self.scale)
         count = math.prod(shape)
-        seed = int(torch.empty((), dtype=torch.int64).random_())
-        words = torch.from_numpy(SFC64(seed).random_raw(-(-count // 8)).view(np.uint8))
+        words = torch.from_numpy((noise or new_noise()).random_raw(-(-count // 8)).view(np.uint8))
         keep = like.new_empty(count)
         torch.ge(words[:count], self.threshold, out=keep)  # ten times as fast as a bool that is then cast
-        return keep.mul_(256 / (256 - self.threshold)).view(tuple(shape))
+        return keep.mul_(self.scale).view(tuple(shape))
+
+
+def new_noise() -> SFC64:
+    """A source of random words, seeded from torch's own generator, so that a seed fixes it too."""
+    return SFC64(int(torch.empty((), dtype=torch.int64).random_()))
 
 
 class StochasticDepth(nn.Module):

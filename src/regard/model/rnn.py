@@ -257,9 +257,7 @@ class RNNDecoder(nn.Module):
             cache["fed"] = torch.zeros_like(first[0])
         return State(memory, 0, cache, shared)
 
-    def forward(
-        self, tokens: Tensor, state: State, taps: Taps | None = None, mask: Tensor | None = None
-    ) -> tuple[Tensor, State]:
+    def forward(self, tokens: Tensor, state: State, taps: Taps | None = None) -> tuple[Tensor, State]:
         """tokens int64 (B, T) -> features, float (B, T, D), and the state after them.
 
         With copying, features are (B, T, D + 1 + S): the logit of the gate p_gen = σ(w · [context; hidden; token] + b)

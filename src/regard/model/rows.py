@@ -1,10 +1,10 @@
 """Two ways to hold the tokens of a batch while a Transformer computes with them.
 
-`Padded` is the usual one, (B, T, D). `Packed`, for training in bfloat16, is (1, R, D): the real tokens one after the
-other, then empty rows up to a multiple of `ROWS`. What is done at each position by itself then costs nothing for
-padding, and batches of all lengths ask for products of the same few shapes: oneDNN, which multiplies on processors,
-writes a program for each shape that it meets, which takes 2 ms (docs/log.md, 2026-11-29). Attention needs each sequence
-apart: `heads` lays them out for it, `merge` puts them in a row again.
+`Padded` is the usual one, (B, T, D). `Packed`, for training on a processor, is (1, R, D): the real tokens one after the
+other, then some empty rows. What is done at each position by itself then costs nothing for padding. In bfloat16 rows
+come in multiples of `ROWS`, so that batches of all lengths ask for products of the same few shapes: oneDNN writes a
+program for each shape that it meets, which takes 2 ms (docs/log.md, 2026-11-29). Attention needs each sequence apart:
+`heads` lays them out for it, `merge` puts them in a row again.
 
 B batch, T positions, D width, H heads, R rows.
 """
@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 ROWS, POSITIONS = 256, 16
-"""Of what rows come in multiples, and of what positions do in attention: the latter are the numbers in the longest
-vector of a processor. Softmax over rows of 16 takes a tenth of the time of rows of 14."""
+"""Of what rows come in multiples in bfloat16, and of what positions do in attention, and rows in float32: the numbers
+in the longest vector of a processor. Softmax over rows of 16 takes a tenth of the time of rows of 14."""
 
 
 class Padded:
@@ -36,6 +36,10 @@ class Padded:
     def unpack(self, x: Tensor) -> Tensor:
         """As it is held here -> (B, T, D)."""
         return x
+
+    def real(self, x: Tensor) -> Tensor:
+        """As it is held here -> (N, D), the real tokens alone, sentence after sentence."""
+        return x[self.mask]
 
     def heads(self, x: Tensor, heads: int, parts: int = 1) -> tuple[Tensor, ...]:
         """As it is held here, so many parts of D each side by side -> (B, H, T, D / H) of each."""
@@ -68,7 +72,8 @@ class Packed:
     def __init__(self, mask: Tensor):
         self.size, self.mask = mask.shape, nn.functional.pad(mask, (0, -mask.shape[1] % POSITIONS))
         self.sequence, self.position = mask.nonzero().unbind(1)  # of each real token
-        self.rows = (len(self.position) // ROWS + 1) * ROWS
+        step = ROWS if torch.is_autocast_enabled(mask.device.type) else POSITIONS
+        self.rows = (len(self.position) // step + 1) * step
         self.known: dict[tuple[int, int, int], tuple[Tensor, Tensor]] = {}
 
     def pack(self, x: Tensor) -> Tensor:
@@ -78,6 +83,10 @@ class Packed:
     def unpack(self, x: Tensor) -> Tensor:
         """(1, R, D) -> (B, T, D)."""
         return _spread(x[0], *self.places(1, self.size[1])).view(*self.size, -1)
+
+    def real(self, x: Tensor) -> Tensor:
+        """(1, R, D) -> (N, D)."""
+        return x[0, : len(self.position)]
 
     def heads(self, x: Tensor, heads: int, parts: int = 1) -> tuple[Tensor, ...]:
         """(1, R, parts x D) -> (B, H, T, D / H) of each part, T with more padding."""
@@ -89,6 +98,17 @@ class Packed:
         """(B, H, T, D / H) -> (1, R, D)."""
         _, heads, T, width = x.shape
         return _collect(x.reshape(-1, width), *self.places(heads, T), self.rows * heads).view(1, self.rows, -1)
+
+    def lay(self, rows: Tensor, heads: int, parts: int = 1) -> Tensor:
+        """(R, parts x D) -> (parts, B x H, T, D / H), T with more padding; of which autograd is told nothing."""
+        B, T = self.mask.shape
+        pieces = self.places(heads, T, parts)[1]
+        return rows.view(self.rows * parts * heads, -1).index_select(0, pieces).view(parts, B * heads, T, -1)
+
+    def take(self, laid: Tensor, heads: int, parts: int = 1) -> Tensor:
+        """(parts, B x H, T, D / H) -> (R, parts x D), zeros in empty rows: the gradient of `lay`, and it of this."""
+        places = self.places(heads, self.mask.shape[1], parts)[0]
+        return collected(laid.view(-1, laid.shape[-1]), places, self.rows * parts * heads).view(self.rows, -1)
 
     def sequences(self, x: Tensor) -> int:
         """How many sequences stand in x."""
@@ -111,16 +131,21 @@ class Packed:
         return self.known[heads, length, parts]
 
 
+def collected(x: Tensor, places: Tensor, rows: int) -> Tensor:
+    """The rows of x at some places, then zeros up to so many rows."""
+    taken = x.new_empty(rows, x.shape[1])
+    torch.index_select(x, 0, places, out=taken[: len(places)])
+    taken[len(places) :] = 0
+    return taken
+
+
 class _Collect(torch.autograd.Function):
     """Takes rows from places and fills up with zeros; backward, gives each place what its row got."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, places: Tensor, pieces: Tensor, rows: int) -> Tensor:
         ctx.save_for_backward(places, pieces)
-        taken = x.new_empty(rows, x.shape[1])
-        torch.index_select(x, 0, places, out=taken[: len(places)])
-        taken[len(places) :] = 0
-        return taken
+        return collected(x, places, rows)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -156,12 +181,14 @@ Layout = Padded | Packed
 PADDED = Padded(torch.empty(0, 0, dtype=torch.bool))
 
 
-def layout_of(mask: Tensor, training: bool) -> Layout:
+def layout_of(mask: Tensor, training: bool, by_hand: bool) -> Layout:
     """The layout of real tokens, bool (B, T): packed in training, where that pays."""
-    return Packed(mask) if training and torch.is_grad_enabled() and packing_pays(mask.device.type) else Padded(mask)
+    pays = training and torch.is_grad_enabled() and packing_pays(mask.device.type, by_hand)
+    return Packed(mask) if pays else Padded(mask)
 
 
-def packing_pays(device: str) -> bool:
-    """Whether it does on such a device now: on a processor, in bfloat16. In float32 no programs are written for shapes,
-    and small batches lose more to the gathers than padding takes; a GPU would have to wait for which rows are real."""
-    return device == "cpu" and torch.is_autocast_enabled(device)
+def packing_pays(device: str, by_hand: bool) -> bool:
+    """Whether it does on such a device now: on a processor, for sublayers that are written out, or in bfloat16, which
+    gains by the shapes too. Else small batches lose more to the gathers than padding takes. A GPU would have to wait to
+    know which rows are real."""
+    return device == "cpu" and (by_hand or torch.is_autocast_enabled(device))

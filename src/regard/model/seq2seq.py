@@ -61,7 +61,7 @@ class Seq2Seq(nn.Module):
                 taps[name] = rows.gather(3, order[:, None, None, :].expand_as(weights))
         states = reverse(memory.states, mask)
         values = states if memory.values is memory.states else reverse(memory.values, mask)
-        return replace(memory, states=states, values=values, source=source)
+        return replace(memory, states=states, values=values, source=source, held=None)
 
     def start(self, batch: Batch) -> State:
         """The decoder's state before the first target token."""
@@ -71,8 +71,15 @@ class Seq2Seq(nn.Module):
         """Features, float (B, T, D), of the batch's target, each position knowing the true tokens before it."""
         memory = self.encode(batch.source, batch.source_mask, taps)
         features: Tensor
-        features, _ = self.decoder(batch.target_in, self.decoder.start(memory), taps, batch.target_mask)
+        features, _ = self.decoder(batch.target_in, self.decoder.start(memory), taps)
         return features
+
+    def real(self, batch: Batch, taps: Taps | None = None) -> Tensor:
+        """Those of the real target tokens alone, float (N, D), sentence after sentence: what training asks for."""
+        if not isinstance(self.decoder, TransformerDecoder):
+            return self.forward(batch, taps)[batch.target_mask]
+        memory = self.encode(batch.source, batch.source_mask, taps)
+        return self.decoder.real(batch.target_in, batch.target_mask, self.decoder.start(memory), taps)
 
     def project(self, features: Tensor) -> Tensor:
         """Features (…, D) -> logits (…, V)."""

@@ -12,6 +12,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from regard.model.rows import Layout
+
 Taps = dict[str, Tensor]
 """Inner values given on request: a caller passes an empty dict down, and each attention writes its weights, (B, T, S)
 or (B, H, T, S), under its own name ("cross.0", "encoder.0", "decoder.0"). When nobody asks (None), nothing is kept."""
@@ -30,6 +32,8 @@ class Memory:
         source: int64 (B, S), the tokens themselves.
         values: float (B, S, D), what attention sums up; the same tensor as `states` in all families but one (Gehring
             et al. 2017 add the token vectors).
+        held: the states in the layout in which a Transformer made them, and that layout, so that one that reads them
+            need not lay them out anew; None: nobody holds them so.
     """
 
     states: Tensor
@@ -37,10 +41,11 @@ class Memory:
     summary: Tensor
     source: Tensor
     values: Tensor
+    held: tuple[Layout, Tensor] | None = None
 
     def select(self, rows: Tensor) -> "Memory":
         """The memory of the given rows (int64, (N,)), repeated or left out as they say."""
-        names = ("states", "mask", "summary", "source") if self.values is self.states else vars(self)
+        names = ["states", "mask", "summary", "source"] + ["values"] * (self.values is not self.states)
         chosen = {name: getattr(self, name).index_select(0, rows) for name in names}
         return Memory(**({"values": chosen["states"]} | chosen))
 
@@ -82,13 +87,6 @@ class Past:
         else:
             self.blocks[name] = torch.cat([self.blocks[name][:, :, :start], new], dim=2) if start else new
         return self.blocks[name][:, :, : self.used]
-
-    def first(self, tokens: int) -> "Past":
-        """With so many tokens of each row alone, where others stand in the slots behind them."""
-        if self.places.shape[1] == tokens:
-            return self
-        blocks = {name: block[:, :, :tokens] for name, block in self.blocks.items()}
-        return Past(self.places[:, :tokens], tokens, blocks, [tokens])
 
     def pack(self, places: Tensor, sources: Tensor, room: int) -> "Past":
         """The slots that rows hold whose places are (R', t), of sources int64 (N',); and room for so many more."""

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from regard.config_model import TransformerSideConfig
-from regard.model.attention import MultiHeadAttention
-from regard.model.layers import Dropout, Embedding, Layers, StochasticDepth, at_depth, linear
+from regard.model.attention import MultiHeadAttention, everywhere, hiding
+from regard.model.layers import Dropout, Embedding, Layers, StochasticDepth, at_depth, linear, new_noise
 from regard.model.positions import POSITIONS, Order
 from regard.model.rows import PADDED, Layout, Packed, layout_of
 from regard.model.state import Memory, Past, State, Taps, apart
+from regard.model.sublayers import Stack, attend, covers, feed_forward
 
 
 def swiglu(x: Tensor) -> Tensor:
@@ -84,8 +85,13 @@ class EncoderLayer(nn.Module):
         self.attention_residual = Residual(config)
         self.feedforward_residual = Residual(config)
 
-    def forward(self, x: Tensor, layout: Layout, order: Order, name: str, taps: Taps | None) -> Tensor:
+    def forward(
+        self, x: Tensor, layout: Layout, order: Order, name: str, taps: Taps | None, stack: Stack | None
+    ) -> Tensor:
         """(B, S, D) -> (B, S, D), or both as a layout holds them."""
+        if stack is not None:
+            x = attend(x, stack, self.attention, self.attention_residual)
+            return feed_forward(x, stack, self.feedforward, self.feedforward_residual)
         mask = layout.mask[:, None, None, :]
 
         def attention(x: Tensor) -> Tensor:
@@ -116,10 +122,15 @@ class DecoderLayer(nn.Module):
 
     def forward(
         self, x: Tensor, layout: Layout, state: State, past: Past, mask: Tensor | None, order: Order, index: int,
-        taps: Taps | None
+        taps: Taps | None, stack: Stack | None
     ) -> Tensor:
         """(N, K T, D) -> (N, K T, D), or both as a layout holds them; keys and values are put into `past`, and the mask
         is for these."""
+        told = state.shared[f"{index}.keys"], state.shared[f"{index}.values"]
+        if stack is not None:
+            x = attend(x, stack, self.attention, self.attention_residual)
+            x = attend(x, stack, self.cross, self.cross_residual, told)
+            return feed_forward(x, stack, self.feedforward, self.feedforward_residual)
 
         def attention(x: Tensor) -> Tensor:
             keys, values = self.attention.project(x, layout)
@@ -129,10 +140,8 @@ class DecoderLayer(nn.Module):
             return tapped(attended, f"decoder.{index}", taps)
 
         def cross(x: Tensor) -> Tensor:
-            keys, values = state.shared[f"{index}.keys"], state.shared[f"{index}.values"]
-            missing = keys.shape[2] - state.memory.mask.shape[1]
-            mask = nn.functional.pad(state.memory.mask, (0, missing))[:, None, None, :]
-            attended = self.cross(self.cross.ask(x, layout), keys, values, mask, None, taps is not None, layout)
+            mask = source_mask(state)
+            attended = self.cross(self.cross.ask(x, layout), *told, mask, None, taps is not None, layout)
             return tapped(attended, f"cross.{index}", taps)
 
         x = self.attention_residual(x, attention, layout)
@@ -144,6 +153,34 @@ class DecoderLayer(nn.Module):
 def attention_of(config: TransformerSideConfig, memory_width: int | None = None) -> MultiHeadAttention:
     """An attention as the settings say, to the same states or to a memory's."""
     return MultiHeadAttention(config.width, config.heads, config.attention_dropout, memory_width, config.kv_heads)
+
+
+def source_mask(state: State) -> Tensor:
+    """Where attention to the source may look, bool (N, 1, 1, S): as many places as the keys have."""
+    missing = state.shared["0.keys"].shape[2] - state.memory.mask.shape[1]
+    return nn.functional.pad(state.memory.mask, (0, missing))[:, None, None, :]
+
+
+def stack_of(
+    by_hand: bool, x: Tensor, layout: Layout, mask: Tensor | None, bias: Tensor | None,
+    across: Tensor | None = None
+) -> Stack | None:
+    """What sublayers share where they are written out (`regard.model.sublayers`); None: their modules run.
+
+    Args:
+        by_hand: whether sublayers of this kind are.
+        x: tokens, as the layout holds them.
+        layout: packed, where sublayers are written out.
+        mask: where self-attention may look, bool, broadcastable to (B, H, T, T).
+        bias: what its scores gain, float (H, T, T).
+        across: where attention to the source may look, bool (B, 1, 1, S).
+    """
+    if not (by_hand and isinstance(layout, Packed) and everywhere(mask) and everywhere(across)):
+        return None
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    hidden = x.new_zeros(1, dtype=dtype) if mask is None else hiding(mask, dtype)
+    return Stack(layout, hidden if bias is None else hidden + bias,
+                 None if across is None else hiding(across, dtype), new_noise())
 
 
 def narrow(x: Tensor) -> Tensor:
@@ -170,7 +207,7 @@ class TransformerEncoder(nn.Module):
 
     def __init__(self, config: TransformerSideConfig, embedding: Embedding):
         super().__init__()
-        self.embedding = embedding
+        self.by_hand, self.embedding = covers(config), embedding
         self.positions = POSITIONS[config.positions](config, False)
         self.dropout = Dropout(config.dropout)
         self.layers = Layers[EncoderLayer](EncoderLayer(at_depth(config, index)) for index in range(config.layers))
@@ -178,14 +215,16 @@ class TransformerEncoder(nn.Module):
 
     def forward(self, source: Tensor, mask: Tensor, taps: Taps | None = None) -> Memory:
         """source int64 (B, S), mask bool (B, S); the summary is the mean of the states."""
-        layout = layout_of(mask, self.training and taps is None)
+        layout = layout_of(mask, self.training and taps is None, self.by_hand)
         x = self.dropout(layout.pack(narrow(self.positions(self.embedding(source)))))
         order = self.positions.order(layout.mask)
+        stack = stack_of(self.by_hand, x, layout, layout.mask[:, None, None], order.bias)
         for index, layer in enumerate(self.layers):
-            x = layer(x, layout, order, f"encoder.{index}", taps)
-        states = layout.unpack(self.norm(x)).to(self.embedding.weight.dtype)
+            x = layer(x, layout, order, f"encoder.{index}", taps, stack)
+        x = self.norm(x)
+        states = layout.unpack(x).to(self.embedding.weight.dtype)
         real = mask[:, :, None].to(states.dtype)
-        return Memory(states, mask, (states * real).sum(1) / real.sum(1), source, states)
+        return Memory(states, mask, (states * real).sum(1) / real.sum(1), source, states, (layout, x))
 
 
 class TransformerDecoder(nn.Module):
@@ -199,7 +238,7 @@ class TransformerDecoder(nn.Module):
 
     def __init__(self, config: TransformerSideConfig, embedding: Embedding, memory_width: int):
         super().__init__()
-        self.embedding = embedding
+        self.by_hand, self.embedding = covers(config), embedding
         self.positions = POSITIONS[config.positions](config, True)
         self.dropout = Dropout(config.dropout)
         self.layers = Layers[DecoderLayer](
@@ -209,33 +248,42 @@ class TransformerDecoder(nn.Module):
     def start(self, memory: Memory) -> State:
         """The state before the first token: each layer's keys and values of the source, computed once."""
         shared: dict[str, Tensor] = {}
-        layout = layout_of(memory.mask, self.training)
-        states = layout.pack(narrow(memory.states))
+        layout, states = memory.held or self.hold(memory)
         for index, layer in enumerate(self.layers):
             shared |= zip((f"{index}.keys", f"{index}.values"), layer.start(states, layout), strict=True)
         return State(memory, 0, {}, shared, Past(memory.source[:, :0]))
 
-    def forward(
-        self, tokens: Tensor, state: State, taps: Taps | None = None, mask: Tensor | None = None
-    ) -> tuple[Tensor, State]:
-        """tokens int64 (B, T) -> features, float (B, T, D), and the state after them.
+    def hold(self, memory: Memory) -> tuple[Layout, Tensor]:
+        """The states of an encoder that does not hold them as this decoder does."""
+        layout = layout_of(memory.mask, self.training, self.by_hand)
+        return layout, layout.pack(narrow(memory.states))
 
-        With a mask, bool (B, T), features matter where there is a real token alone.
-        """
+    def forward(self, tokens: Tensor, state: State, taps: Taps | None = None) -> tuple[Tensor, State]:
+        """tokens int64 (B, T) -> features, float (B, T, D), and the state after them."""
+        x, past = self.read(tokens, state, taps, PADDED)
+        return x.view(*tokens.shape, -1), state.advance(tokens.shape[1], {}, past)
+
+    def real(self, tokens: Tensor, mask: Tensor, state: State, taps: Taps | None = None) -> Tensor:
+        """Features of real tokens alone, float (N, D), sentence after sentence; mask is bool (B, T), and the state is
+        that before the first token."""
+        layout = layout_of(mask, self.training and taps is None, self.by_hand)
+        return layout.real(self.read(tokens, state, taps, layout)[0])
+
+    def read(self, tokens: Tensor, state: State, taps: Taps | None, layout: Layout) -> tuple[Tensor, Past]:
+        """Features as a layout holds them, and the past with these tokens; where sublayers are written out, without."""
         assert state.past is not None
         (rows, length), beam = tokens.shape, state.beam
-        layout = PADDED if mask is None else layout_of(mask, self.training and taps is None and not state.length)
         x = narrow(self.positions(self.embedding(tokens), state.length)).view(rows // beam, beam * length, -1)
         x = self.dropout(layout.pack(x))
         places = layout.mask if isinstance(layout, Packed) else tokens
         order, past = self.positions.order(places, state.length, beam), state.past.grow(places.shape[1], beam)
         seen, bias = past.hidden(places.shape[1], beam, order.bias)
         order = order._replace(bias=bias)
+        stack = stack_of(self.by_hand, x, layout, seen, bias, source_mask(state))
         for index, layer in enumerate(self.layers):
-            x = layer(x, layout, state, past, seen, order, index, taps)
+            x = layer(x, layout, state, past, seen, order, index, taps, stack)
         if taps is not None:
             for index in range(len(self.layers)):
                 taps[f"decoder.{index}"] = past.seen(taps[f"decoder.{index}"], beam)
                 taps[f"cross.{index}"] = apart(taps[f"cross.{index}"][..., : state.memory.mask.shape[1]], beam)
-        features = layout.unpack(self.norm(x)).view(rows, length, x.shape[-1])
-        return features, state.advance(length, {}, past.first(state.length + length))
+        return self.norm(x), past

@@ -204,12 +204,11 @@ def loss_of(
         guide: weight and place of `alignment_loss` in it; None: attention is not guided.
     """
     taps = wanted_taps(batch, coverage, guide)
-    features = model(batch, taps)
     if model.copies:
-        loss, surprise = copying_cross_entropy(features, model.output, batch, smoothing)
+        loss, surprise = copying_cross_entropy(model(batch, taps), model.output, batch, smoothing)
     else:
-        mask = batch.target_mask
-        loss, surprise = cross_entropy(features[mask], model.output, batch.target_out[mask], smoothing)
+        targets = batch.target_out[batch.target_mask]
+        loss, surprise = cross_entropy(model.real(batch, taps), model.output, targets, smoothing)
     if taps is not None:
         loss = loss + attention_loss(taps, batch, coverage, guide)
     return loss, surprise

@@ -136,13 +136,12 @@ def r_drop_loss_of(
         guide: weight and place of `alignment_loss`, the mean of both passes.
     """
     taps = [wanted_taps(batch, coverage, guide) for _ in range(2)]
-    first, second = (model(batch, each) for each in taps)
-    mask = batch.target_mask
+    first, second = ((model if model.copies else model.real)(batch, each) for each in taps)
     if model.copies:
         loss, surprise = copying_agreeing_cross_entropy(first, second, model.output, batch, alpha, smoothing)
     else:
-        loss, surprise = agreeing_cross_entropy(
-            first[mask], second[mask], model.output, batch.target_out[mask], alpha, smoothing)
+        targets = batch.target_out[batch.target_mask]
+        loss, surprise = agreeing_cross_entropy(first, second, model.output, targets, alpha, smoothing)
     for each in taps:
         if each is not None:
             loss = loss + attention_loss(each, batch, coverage, guide) / 2

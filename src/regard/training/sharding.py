@@ -38,6 +38,7 @@ def shard(model: Seq2Seq, device: torch.device) -> None:
             if hasattr(layer, "start"):
                 register_fsdp_forward_method(layer, "start")
     fully_shard(model, mesh=mesh, reshard_after_forward=False)  # the loss reads the output table after the forward pass
+    register_fsdp_forward_method(model, "real")
 
 
 def own(tensor: Tensor) -> Tensor:
