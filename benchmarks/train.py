@@ -5,10 +5,10 @@
 FOLDER holds train.en and train.de (docs/data.md says how to get them). All models are the Transformer-tiny of Wu et
 al. (2021): 4 + 4 layers, 128 wide, 256 feed-forward, 4 heads, tied embeddings, label smoothing 0.1, and dropout 0.3 in
 all the places where `nn.Transformer` has it. They take turns, a block of updates each, so that a machine that slows
-down slows all. Regard runs as its users run it ("regard", train.precision = "auto") and with float32 products
-("float32"). What counts are non-padding target tokens per second, and the ratio to the plain loop's. Beside them
-stands what share of this machine's peak that is: operations of an update as `regard plan` counts them, over those of
-a product of two matrices of 2,048 x 2,048, measured in the same run.
+down slows all. Regard runs as its users run it ("regard", train.precision = "auto") and, where that is bfloat16, with
+float32 products too ("float32"). What counts are non-padding target tokens per second, and the ratio to the plain
+loop's. Beside them stands what share of this machine's peak that is: operations of an update as `regard plan` counts
+them, over those of a product of two matrices of 2,048 x 2,048, measured in the same run.
 """
 
 import argparse
@@ -39,17 +39,20 @@ def settings(data: Path) -> Config:
     return parse_config(values, str(recipe), recipe.parent)
 
 
-def measure(config: Config, rounds: int, block: int, warmup: int) -> tuple[dict[str, list[float]], float]:
+def measure(
+    config: Config, precision: str, rounds: int, block: int, warmup: int
+) -> tuple[dict[str, list[float]], float]:
     """Tokens per second of each block of updates, for all models; and operations for each target token."""
     with tempfile.TemporaryDirectory() as folder:
         prepared = prepare(config, Path(folder))
         batches = batches_of(prepared.train, config.train.batch_tokens, warmup + rounds * block)
     size = prepared.tokenizers.target.size
     ours = partial(build_model, config.model, size, size)
-    speeds = take_turns({
-        "regard": lambda: Contestant.ours(ours(), config.train, chosen(config.train, torch.device("cpu"))[0]),
-        "float32": lambda: Contestant.ours(ours(), config.train, "float32"),
-        "plain": lambda: Contestant.plain(PlainTransformer(size), torch.optim.AdamW)}, batches, rounds, block)
+    contestants = {"regard": lambda: Contestant.ours(ours(), config.train, precision)}
+    if precision != "float32":
+        contestants["float32"] = lambda: Contestant.ours(ours(), config.train, "float32")
+    contestants["plain"] = lambda: Contestant.plain(PlainTransformer(size), torch.optim.AdamW)
+    speeds = take_turns(contestants, batches, rounds, block)
     source, target, rows = (sum(count) for count in zip(
         *((int(each.source_mask.sum()), each.tokens, len(each)) for each in batches), strict=True))
     return speeds, operations(ours(), config.model, source, target, (source + target) / 2 / rows) / target
@@ -66,19 +69,22 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    speeds, each = measure(settings(arguments.data), arguments.rounds, arguments.block, arguments.warmup)
+    precision = chosen(TrainConfig(), torch.device("cpu"))[0]
+    speeds, each = measure(
+        settings(arguments.data), precision, arguments.rounds, arguments.block, arguments.warmup)
     ratio, least, most = ratios(speeds, "regard")
-    peaks = {str(kind).removeprefix("torch."): peak(kind) for kind in (torch.bfloat16, torch.float32)}
+    exact = "float32" if "float32" in speeds else "regard"
+    peaks = {kind: peak(getattr(torch, kind)) for kind in dict.fromkeys((precision, "float32"))}
     rate = each * statistics.median(speeds["regard"])
     result = {
         **{f"{name}_tokens_per_second": statistics.median(values) for name, values in speeds.items()},
         "operations_per_token": each,
         **{f"peak_{name}": value for name, value in peaks.items()},
         **{f"share_of_{name}_peak": rate / value for name, value in peaks.items()},
-        "precision": chosen(TrainConfig(), torch.device("cpu"))[0],
+        "precision": precision,
         "threads": arguments.threads,
         "torch": torch.__version__,
-        "ratio_float32": ratios(speeds, "float32")[0],
+        "ratio_float32": ratios(speeds, exact)[0],
         "ratio_min": least,
         "ratio_max": most,
         "ratio": ratio,
@@ -90,8 +96,8 @@ def main() -> None:
             print(f"{name:<8} {statistics.median(values):>8,.0f} tokens/s")
         print(f"regard does {rate / 1e9:,.0f} GFLOP/s: " + ", ".join(
             f"{rate / value:.0%} of this machine's {name} peak of {value / 1e9:,.0f}" for name, value in peaks.items()))
-        print(f"regard / plain {result['ratio']:.2f} ({result['ratio_min']:.2f} to {result['ratio_max']:.2f}), "
-              f"float32 / plain {result['ratio_float32']:.2f}")
+        print(f"regard ({precision}) / plain {result['ratio']:.2f} ({result['ratio_min']:.2f} to "
+              f"{result['ratio_max']:.2f}), float32 / plain {result['ratio_float32']:.2f}")
 
 
 if __name__ == "__main__":
