@@ -2,7 +2,7 @@
 
 import torch
 
-from regard.model.rows import POSITIONS, ROWS, Packed, Padded, layout_of
+from regard.model.rows import POSITIONS, ROWS, Packed, packs
 
 MASK = torch.tensor([[True] * 5, [True] * 2 + [False] * 3, [True] * 4 + [False]])
 
@@ -28,13 +28,17 @@ def test_there_is_always_an_empty_row():
         assert rows(ROWS) == [ROWS, ROWS, 2 * ROWS]
 
 
-def test_heads_are_those_of_the_padded_layout_and_come_back_from_it():
+def padded(x, heads, parts=1):
+    """(B, T, parts x D) -> (B, H, T, D / H) of each part."""
+    return x.view(*x.shape[:2], parts * heads, -1).transpose(1, 2).chunk(parts, dim=1)
+
+
+def test_heads_are_those_of_padded_sequences():
     layout, x = Packed(MASK), numbered(3, 5, 6)
-    (heads,), (padded,) = layout.heads(layout.pack(x), 2), Padded(MASK).heads(x, 2)
+    (heads,) = layout.heads(layout.pack(x), 2)
     assert layout.mask.shape == (3, POSITIONS) and heads.shape == (3, 2, POSITIONS, 3)
     real = MASK[:, None].expand(3, 2, 5)
-    assert torch.equal(heads[:, :, :5][real], padded[real])
-    assert torch.equal(layout.merge(heads), layout.pack(x))
+    assert torch.equal(heads[:, :, :5][real], padded(x, 2)[0][real])
 
 
 def test_parts_that_stand_side_by_side_are_told_apart():
@@ -43,35 +47,30 @@ def test_parts_that_stand_side_by_side_are_told_apart():
     assert keys.is_contiguous() and values.is_contiguous()
     for found, half in ((keys, x[..., :6]), (values, x[..., 6:])):
         assert torch.equal(found, layout.heads(layout.pack(half.contiguous()), 2)[0])
-    for found, expected in zip((keys, values), Padded(MASK).heads(x, 2, 2), strict=True):
+    for found, expected in zip((keys, values), padded(x, 2, 2), strict=True):
         real = MASK[:, None].expand(3, 2, 5)
         assert torch.equal(found[:, :, :5][real], expected[real])
 
 
 def test_gradients_go_to_the_tokens_they_came_from():
     layout, x = Packed(MASK), numbered(3, 5, 6).requires_grad_()
-    rows = layout.pack(x)
-    weights = torch.randn_like(rows)
-    weights[:, 11:] = 0  # nobody reads empty rows
-    (grad,) = torch.autograd.grad((layout.merge(*layout.heads(rows, 3)) * weights).sum(), x)
-    assert torch.equal(grad[MASK], weights[0, :11]) and not grad[~MASK].any()
+    (heads,) = layout.heads(layout.pack(x), 3)
+    for found in (layout.unpack(layout.pack(x))[MASK], heads[:, :, :5].transpose(1, 2)[MASK]):
+        weights = torch.randn_like(found)
+        (grad,) = torch.autograd.grad((found * weights).sum(), x)
+        assert torch.equal(grad[MASK], weights.flatten(1)) and not grad[~MASK].any()
 
 
 def test_what_a_sequence_is_given_stands_at_each_of_its_tokens():
     layout, numbers = Packed(MASK), torch.tensor([2.0, 3.0, 5.0])
-    assert layout.sequences(torch.empty(1, ROWS, 4)) == 3
-    assert layout.each(numbers)[0, :11, 0].tolist() == [2.0] * 5 + [3.0] * 2 + [5.0] * 4
-    assert Padded(MASK).each(numbers).flatten().tolist() == [2.0, 3.0, 5.0]
+    assert layout.each(numbers)[:11, 0].tolist() == [2.0] * 5 + [3.0] * 2 + [5.0] * 4
 
 
-def test_rows_are_packed_in_training_for_sublayers_by_hand_and_in_bfloat16():
-    assert isinstance(layout_of(MASK, True, True), Packed) and isinstance(layout_of(MASK, True, False), Padded)
-    with torch.autocast("cpu", torch.bfloat16):
-        for by_hand in (True, False):
-            assert isinstance(layout_of(MASK, True, by_hand), Packed)
-            assert isinstance(layout_of(MASK, False, by_hand), Padded)
-            with torch.no_grad():
-                assert isinstance(layout_of(MASK, True, by_hand), Padded)
+def test_rows_are_packed_in_training_where_each_sequence_has_a_token():
+    assert packs(MASK, True) and not packs(MASK, False)
+    assert not packs(MASK & torch.tensor([[True], [False], [True]]), True)
+    with torch.no_grad():
+        assert not packs(MASK, True)
 
 
 def test_laying_out_and_taking_up_are_each_the_gradient_of_the_other():
@@ -86,4 +85,4 @@ def test_laying_out_and_taking_up_are_each_the_gradient_of_the_other():
 
 def test_real_tokens_are_given_sentence_after_sentence():
     layout, x = Packed(MASK), numbered(3, 5, 4)
-    assert torch.equal(layout.real(layout.pack(x)), x[MASK]) and torch.equal(Padded(MASK).real(x), x[MASK])
+    assert torch.equal(layout.real(layout.pack(x)), x[MASK])

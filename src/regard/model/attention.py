@@ -16,9 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from regard.errors import ConfigError
-from regard.model.by_hand import attended
 from regard.model.layers import INIT, Dropout, linear
-from regard.model.rows import PADDED, POSITIONS, Layout
+from regard.model.rows import POSITIONS
 from regard.model.state import Memory
 from regard.shapes import fit
 
@@ -380,21 +379,22 @@ class MultiHeadAttention(nn.Module):
         self.output = linear(width, width)
         self.dropout = Dropout(dropout)
 
-    def ask(self, x: Tensor, layout: Layout = PADDED) -> Tensor:
-        """Queries, (B, H, T, D / H), of x, (B, T, D) or as a layout holds it."""
-        (query,) = layout.heads(self.query(x), self.heads)
-        return query
+    def ask(self, x: Tensor) -> Tensor:
+        """Queries, (B, H, T, D / H), of x, (B, T, D)."""
+        query: Tensor = self.query(x)
+        return query.view(*x.shape[:2], self.heads, -1).transpose(1, 2)
 
-    def project(self, states: Tensor, layout: Layout = PADDED) -> tuple[Tensor, Tensor]:
-        """Keys and values, each (B, K, S, D / H), of states, (B, S, D) or as a layout holds them."""
-        keys, values = layout.heads(self.key_value(states), self.kv_heads, 2)
+    def project(self, states: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values, each (B, K, S, D / H), of states, (B, S, D)."""
+        both = self.key_value(states).view(*states.shape[:2], 2 * self.kv_heads, -1)
+        keys, values = both.transpose(1, 2).chunk(2, dim=1)
         return keys, values
 
     def forward(
         self, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, bias: Tensor | None = None,
-        want_weights: bool = False, layout: Layout = PADDED,
+        want_weights: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """Context, (B, T, D) or as a layout holds it, and on request the weights, (B, H, T, S), without dropout.
+        """Context, (B, T, D), and on request the weights, (B, H, T, S), without dropout.
 
         Args:
             query: float (B, H, T, D / H), from `ask`.
@@ -403,18 +403,14 @@ class MultiHeadAttention(nn.Module):
             mask: bool, broadcastable to (B, H, T, S); None: everything may be looked at.
             bias: float (H, T, S) or (B, H, T, S), added to the scores; None: nothing is.
             want_weights: whether to return the weights.
-            layout: of what the queries were made of, and the context is to have.
         """
         if (query.is_cuda or not torch.is_grad_enabled()) and not want_weights:
             context, weights = self.fused(query, keys, values, mask, bias), None
         else:  # on a CPU the fused kernel's backward takes ten times the time of these products
             held = whole_rows(keys, values, mask, bias) if query.shape[2] > 1 else (keys, values, mask, bias)
-            if want_weights or not everywhere(mask):
-                context, weights = self.plain(query, *held)
-                weights = weights[..., : keys.shape[2]]
-            else:
-                context, weights = self.by_hand(query, *held), None
-        return self.output(layout.merge(context)), weights
+            context, found = self.plain(query, *held)
+            weights = found[..., : keys.shape[2]] if want_weights else None
+        return self.output(context.transpose(1, 2).flatten(2)), weights
 
     def plain(
         self, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, bias: Tensor | None
@@ -426,16 +422,6 @@ class MultiHeadAttention(nn.Module):
         weights = weigh(scores if bias is None else scores + bias, mask)
         context = self.dropout(weights).view(shared) @ values
         return context.view(query.shape), weights
-
-    def by_hand(
-        self, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, bias: Tensor | None
-    ) -> Tensor:
-        """The same contexts, where each query may look somewhere, with a gradient written by hand."""
-        dtype = torch.promote_types(query.dtype, torch.float32)
-        hidden = query.new_zeros(1, dtype=dtype) if mask is None else hiding(mask, dtype)
-        weights = (*query.shape[:3], keys.shape[2])
-        keep = self.dropout.mask(weights, query) if self.dropout.drops else None
-        return attended(query, keys, values, hidden if bias is None else hidden + bias, keep, query.shape[-1] ** -0.5)
 
     def fused(
         self, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, bias: Tensor | None

@@ -10,8 +10,6 @@ from numpy.random import SFC64
 from torch import Tensor, nn
 
 from regard.config_model import ConvSideConfig, TransformerSideConfig
-from regard.model.by_hand import added
-from regard.model.rows import PADDED, Layout
 
 M = TypeVar("M", bound=nn.Module)
 S = TypeVar("S", ConvSideConfig, TransformerSideConfig)
@@ -64,7 +62,7 @@ class Dropout(nn.Module):
 
     def added(self, x: Tensor, branch: Tensor) -> Tensor:
         """x + what is left of a branch of the same shape."""
-        return added(x, branch, self.mask(branch.shape, branch)) if self.drops else x + branch
+        return torch.addcmul(x, branch, self.mask(branch.shape, branch)) if self.drops else x + branch
 
     def mask(self, shape: Sequence[int], like: Tensor, noise: SFC64 | None = None) -> Tensor:
         """A factor for each value: 0, or 1 / (1 - probability); drawn from a noise of its own, unless one is given."""
@@ -94,12 +92,19 @@ class StochasticDepth(nn.Module):
         super().__init__()
         self.probability = probability
 
-    def forward(self, branch: Tensor, layout: Layout = PADDED) -> Tensor:
-        """(B, T, D) -> (B, T, D), or both as a layout holds them."""
-        if not self.training or not self.probability:
-            return branch
-        keep = torch.rand(layout.sequences(branch), device=branch.device) >= self.probability
-        return branch * layout.each((keep / (1 - self.probability)).to(branch.dtype))
+    @property
+    def leaves_out(self) -> bool:
+        """Whether any branch is left out now."""
+        return self.training and self.probability > 0
+
+    def forward(self, branch: Tensor) -> Tensor:
+        """(B, T, D) -> (B, T, D)."""
+        return branch * self.shares(len(branch), branch)[:, None, None] if self.leaves_out else branch
+
+    def shares(self, sequences: int, like: Tensor) -> Tensor:
+        """How much the branch of each sequence counts, (B,): nothing, or a little more than it would."""
+        keep = torch.rand(sequences, device=like.device) >= self.probability
+        return (keep / (1 - self.probability)).to(like.dtype)
 
 
 def at_depth(config: S, layer: int) -> S:

@@ -27,6 +27,7 @@ class Order(NamedTuple):
     """What the self-attentions of all layers are told, made once for a stack: hooks 2 and 3 at their place."""
 
     rotate: Callable[[Tensor], Tensor]
+    back: Callable[[Tensor], Tensor]
     bias: Tensor | None
 
 
@@ -41,9 +42,10 @@ class Positions(nn.Module):
         """Token vectors, float (B, T, D), with what their places start, start + 1, …, start + T - 1 add."""
         return x
 
-    def rotate(self, heads: Tensor, start: int = 0, beam: int = 1) -> Tensor:
+    def rotate(self, heads: Tensor, start: int = 0, beam: int = 1, back: bool = False) -> Tensor:
         """Queries or keys, float (B, H, T, D / H), of the same places, turned by them; or those of K outputs one after
-        the other, (B, H, K T, D / H), all of these places."""
+        the other, (B, H, K T, D / H), all of these places. Turned back, the gradient of what was turned is that of what
+        there was before."""
         return heads
 
     def bias(self, places: Tensor, start: int = 0) -> Tensor | None:
@@ -53,7 +55,8 @@ class Positions(nn.Module):
 
     def order(self, places: Tensor, start: int = 0, beam: int = 1) -> Order:
         """What self-attention over T places, for which a tensor (B, T) stands, is told."""
-        return Order(partial(self.rotate, start=start, beam=beam), self.bias(places, start))
+        turn = partial(self.rotate, start=start, beam=beam)
+        return Order(turn, partial(turn, back=True), self.bias(places, start))
 
 
 # --- 1. in the token vectors ---------------------------------------------------------------------------------------
@@ -124,10 +127,11 @@ class Rotary(Waves):
     i and i + D/2, not 2i and 2i + 1 as in the paper: the same but for the order of the weights' rows, and faster.
     """
 
-    def rotate(self, heads: Tensor, start: int = 0, beam: int = 1) -> Tensor:
+    def rotate(self, heads: Tensor, start: int = 0, beam: int = 1, back: bool = False) -> Tensor:
         (B, H, _, D), T = heads.shape, heads.shape[2] // beam
         each, waves = heads.view(B, H, beam, T, D), self.waves(start, start + T, heads)
         sin, cos, (a, b) = waves[:, 0::2], waves[:, 1::2], each.chunk(2, dim=-1)
+        sin = -sin if back else sin
         return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1).flatten(2, 3)
 
 

@@ -1,10 +1,8 @@
-"""Two ways to hold the tokens of a batch while a Transformer computes with them.
+"""The tokens of a batch while a Transformer trains on a processor: real ones alone, one after the other.
 
-`Padded` is the usual one, (B, T, D). `Packed`, for training on a processor, is (1, R, D): the real tokens one after the
-other, then some empty rows. What is done at each position by itself then costs nothing for padding. In bfloat16 rows
-come in multiples of `ROWS`, so that batches of all lengths ask for products of the same few shapes: oneDNN writes a
-program for each shape that it meets, which takes 2 ms (docs/log.md, 2026-11-29). Attention needs each sequence apart:
-`heads` lays them out for it, `merge` puts them in a row again.
+What is done at each position by itself then costs nothing for padding. Attention needs each sequence apart: `lay` lays
+rows out for it, `take` takes them up again. Everywhere else, in search, in evaluation, on GPUs, tokens are held as they
+come, (B, T, D).
 
 B batch, T positions, D width, H heads, R rows.
 """
@@ -15,47 +13,9 @@ import torch
 from torch import Tensor, nn
 
 ROWS, POSITIONS = 256, 16
-"""Of what rows come in multiples in bfloat16, and of what positions do in attention, and rows in float32: the numbers
-in the longest vector of a processor. Softmax over rows of 16 takes a tenth of the time of rows of 14."""
-
-
-class Padded:
-    """Tokens as they come, (B, T, D), with padding behind them.
-
-    Args:
-        mask: bool (B, T), True where there is a real token; an empty one where nobody asks for it.
-    """
-
-    def __init__(self, mask: Tensor):
-        self.mask = mask
-
-    def pack(self, x: Tensor) -> Tensor:
-        """(B, T, D) -> as it is held here."""
-        return x
-
-    def unpack(self, x: Tensor) -> Tensor:
-        """As it is held here -> (B, T, D)."""
-        return x
-
-    def real(self, x: Tensor) -> Tensor:
-        """As it is held here -> (N, D), the real tokens alone, sentence after sentence."""
-        return x[self.mask]
-
-    def heads(self, x: Tensor, heads: int, parts: int = 1) -> tuple[Tensor, ...]:
-        """As it is held here, so many parts of D each side by side -> (B, H, T, D / H) of each."""
-        return x.view(*x.shape[:2], parts * heads, -1).transpose(1, 2).chunk(parts, dim=1)
-
-    def merge(self, x: Tensor) -> Tensor:
-        """(B, H, T, D / H) -> as it is held here."""
-        return x.transpose(1, 2).flatten(2)
-
-    def sequences(self, x: Tensor) -> int:
-        """How many sequences stand in x, which is held as here."""
-        return len(x)
-
-    def each(self, numbers: Tensor) -> Tensor:
-        """A number for each sequence, (B,), at all of its tokens: (B, 1, 1)."""
-        return numbers[:, None, None]
+"""Of what rows come in multiples in bfloat16, for which oneDNN writes a program for each shape of a product that it
+meets, 2 ms each (docs/log.md, 2026-11-29); and of what positions do in attention, and rows in float32: the numbers in
+the longest vector of a processor. Softmax over rows of 16 takes a tenth of the time of rows of 14."""
 
 
 class Packed:
@@ -85,7 +45,7 @@ class Packed:
         return _spread(x[0], *self.places(1, self.size[1])).view(*self.size, -1)
 
     def real(self, x: Tensor) -> Tensor:
-        """(1, R, D) -> (N, D)."""
+        """(1, R, D) -> (N, D), the real tokens alone, sentence after sentence."""
         return x[0, : len(self.position)]
 
     def heads(self, x: Tensor, heads: int, parts: int = 1) -> tuple[Tensor, ...]:
@@ -94,29 +54,20 @@ class Packed:
         found = _spread(x.view(self.rows * parts * heads, -1), *self.places(heads, T, parts))
         return found.view(parts, B, heads, T, -1).unbind()
 
-    def merge(self, x: Tensor) -> Tensor:
-        """(B, H, T, D / H) -> (1, R, D)."""
-        _, heads, T, width = x.shape
-        return _collect(x.reshape(-1, width), *self.places(heads, T), self.rows * heads).view(1, self.rows, -1)
-
     def lay(self, rows: Tensor, heads: int, parts: int = 1) -> Tensor:
-        """(R, parts x D) -> (parts, B x H, T, D / H), T with more padding; of which autograd is told nothing."""
+        """(R, parts x D) -> (parts, B x H, T, D / H), as `heads` does, of which autograd is told nothing."""
         B, T = self.mask.shape
         pieces = self.places(heads, T, parts)[1]
-        return rows.view(self.rows * parts * heads, -1).index_select(0, pieces).view(parts, B * heads, T, -1)
+        return rows.reshape(self.rows * parts * heads, -1).index_select(0, pieces).view(parts, B * heads, T, -1)
 
     def take(self, laid: Tensor, heads: int, parts: int = 1) -> Tensor:
         """(parts, B x H, T, D / H) -> (R, parts x D), zeros in empty rows: the gradient of `lay`, and it of this."""
         places = self.places(heads, self.mask.shape[1], parts)[0]
         return collected(laid.view(-1, laid.shape[-1]), places, self.rows * parts * heads).view(self.rows, -1)
 
-    def sequences(self, x: Tensor) -> int:
-        """How many sequences stand in x."""
-        return self.size[0]
-
     def each(self, numbers: Tensor) -> Tensor:
-        """A number for each sequence, (B,), at all of its tokens: (1, R, 1)."""
-        return nn.functional.pad(numbers[self.sequence], (0, self.rows - len(self.sequence)))[None, :, None]
+        """A number for each sequence, (B,), at all of its tokens: (R, 1)."""
+        return nn.functional.pad(numbers[self.sequence], (0, self.rows - len(self.sequence)))[:, None]
 
     def places(self, heads: int, length: int, parts: int = 1) -> tuple[Tensor, Tensor]:
         """Where in (parts, B, H, T) each piece of D / H numbers of a real token's row stands, int64 (real tokens x
@@ -177,18 +128,7 @@ def _spread(x: Tensor, places: Tensor, pieces: Tensor) -> Tensor:
     return spread
 
 
-Layout = Padded | Packed
-PADDED = Padded(torch.empty(0, 0, dtype=torch.bool))
-
-
-def layout_of(mask: Tensor, training: bool, by_hand: bool) -> Layout:
-    """The layout of real tokens, bool (B, T): packed in training, where that pays."""
-    pays = training and torch.is_grad_enabled() and packing_pays(mask.device.type, by_hand)
-    return Packed(mask) if pays else Padded(mask)
-
-
-def packing_pays(device: str, by_hand: bool) -> bool:
-    """Whether it does on such a device now: on a processor, for sublayers that are written out, or in bfloat16, which
-    gains by the shapes too. Else small batches lose more to the gathers than padding takes. A GPU would have to wait to
-    know which rows are real."""
-    return device == "cpu" and (by_hand or torch.is_autocast_enabled(device))
+def packs(mask: Tensor, training: bool) -> bool:
+    """Whether the real tokens of a batch, bool (B, T), are packed: in training on a processor, where each sequence has
+    one. A GPU would have to wait to know which rows are real."""
+    return training and torch.is_grad_enabled() and mask.device.type == "cpu" and bool(mask.any(1).all())

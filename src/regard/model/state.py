@@ -12,7 +12,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from regard.model.rows import Layout
+from regard.model.rows import Packed
 
 Taps = dict[str, Tensor]
 """Inner values given on request: a caller passes an empty dict down, and each attention writes its weights, (B, T, S)
@@ -32,8 +32,7 @@ class Memory:
         source: int64 (B, S), the tokens themselves.
         values: float (B, S, D), what attention sums up; the same tensor as `states` in all families but one (Gehring
             et al. 2017 add the token vectors).
-        held: the states in the layout in which a Transformer made them, and that layout, so that one that reads them
-            need not lay them out anew; None: nobody holds them so.
+        held: the states as an encoder packed them, (1, R, D), and how, for a decoder that packs too; None: it did not.
     """
 
     states: Tensor
@@ -41,7 +40,7 @@ class Memory:
     summary: Tensor
     source: Tensor
     values: Tensor
-    held: tuple[Layout, Tensor] | None = None
+    held: tuple[Packed, Tensor] | None = None
 
     def select(self, rows: Tensor) -> "Memory":
         """The memory of the given rows (int64, (N,)), repeated or left out as they say."""

@@ -11,18 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from regard.config_model import TransformerSideConfig
-from regard.model.attention import MultiHeadAttention, everywhere, hiding
-from regard.model.layers import Dropout, Embedding, Layers, StochasticDepth, at_depth, linear, new_noise
+from regard.model.attention import MultiHeadAttention
+from regard.model.layers import Dropout, Embedding, Layers, StochasticDepth, at_depth, linear
 from regard.model.positions import POSITIONS, Order
-from regard.model.rows import PADDED, Layout, Packed, layout_of
+from regard.model.rows import Packed, packs
 from regard.model.state import Memory, Past, State, Taps, apart
-from regard.model.sublayers import Stack, attend, covers, feed_forward
-
-
-def swiglu(x: Tensor) -> Tensor:
-    """silu(a) * b of the halves [a; b] of x: a gate, and what it lets through (Shazeer 2020, eq. 6)."""
-    gate, values = x.chunk(2, dim=-1)
-    return nn.functional.silu(gate) * values
+from regard.model.sublayers import ACTIVATIONS, Stack, attend, feed_forward
 
 
 class RMSNorm(nn.RMSNorm):
@@ -36,8 +30,6 @@ class RMSNorm(nn.RMSNorm):
         return super().forward(x.to(self.weight.dtype)).to(x.dtype)
 
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "relu": torch.relu, "gelu": nn.functional.gelu, "swiglu": swiglu}
 NORMS: dict[str, Callable[[int], nn.Module]] = {
     "layer": nn.LayerNorm, "rms": RMSNorm}
 
@@ -54,7 +46,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
-        outer: Tensor = self.outer(self.dropout(self.activation(self.inner(x))))
+        outer: Tensor = self.outer(self.dropout(self.activation.forward(self.inner(x))))
         return outer
 
 
@@ -68,9 +60,9 @@ class Residual(nn.Module):
         self.depth = StochasticDepth(config.stochastic_depth)
         self.before = config.norm == "pre"
 
-    def forward(self, x: Tensor, part: Callable[[Tensor], Tensor], layout: Layout) -> Tensor:
-        """(B, T, D) -> (B, T, D), or both as a layout holds them."""
-        branch = self.depth(part(self.norm(x) if self.before else x), layout)
+    def forward(self, x: Tensor, part: Callable[[Tensor], Tensor]) -> Tensor:
+        """(B, T, D) -> (B, T, D)."""
+        branch = self.depth(part(self.norm(x) if self.before else x))
         y: Tensor = self.dropout.added(x, branch)
         return y if self.before else self.norm(y)
 
@@ -85,23 +77,23 @@ class EncoderLayer(nn.Module):
         self.attention_residual = Residual(config)
         self.feedforward_residual = Residual(config)
 
-    def forward(
-        self, x: Tensor, layout: Layout, order: Order, name: str, taps: Taps | None, stack: Stack | None
-    ) -> Tensor:
-        """(B, S, D) -> (B, S, D), or both as a layout holds them."""
-        if stack is not None:
-            x = attend(x, stack, self.attention, self.attention_residual)
-            return feed_forward(x, stack, self.feedforward, self.feedforward_residual)
-        mask = layout.mask[:, None, None, :]
+    def forward(self, x: Tensor, mask: Tensor, order: Order, name: str, taps: Taps | None) -> Tensor:
+        """(B, S, D) -> (B, S, D); the mask is bool (B, S)."""
 
         def attention(x: Tensor) -> Tensor:
-            keys, values = self.attention.project(x, layout)
-            query, keys = order.rotate(self.attention.ask(x, layout)), order.rotate(keys)
-            return tapped(self.attention(query, keys, values, mask, order.bias, taps is not None, layout), name, taps)
+            keys, values = self.attention.project(x)
+            query, keys = order.rotate(self.attention.ask(x)), order.rotate(keys)
+            attended = self.attention(query, keys, values, mask[:, None, None, :], order.bias, taps is not None)
+            return tapped(attended, name, taps)
 
-        x = self.attention_residual(x, attention, layout)
-        y: Tensor = self.feedforward_residual(x, self.feedforward, layout)
+        x = self.attention_residual(x, attention)
+        y: Tensor = self.feedforward_residual(x, self.feedforward)
         return y
+
+    def rows(self, x: Tensor, stack: Stack) -> Tensor:
+        """The same of packed rows, (1, R, D)."""
+        x = attend(x, stack, self.attention_residual, self.attention)
+        return feed_forward(x, stack, self.feedforward_residual, self.feedforward)
 
 
 class DecoderLayer(nn.Module):
@@ -116,38 +108,39 @@ class DecoderLayer(nn.Module):
         self.cross_residual = Residual(config)
         self.feedforward_residual = Residual(config)
 
-    def start(self, states: Tensor, layout: Layout = PADDED) -> tuple[Tensor, Tensor]:
-        """Keys and values of the source, each (N, K, S, D / H), of its states as their layout holds them."""
-        return self.cross.project(states, layout)
+    def start(self, states: Tensor, layout: Packed | None = None) -> tuple[Tensor, Tensor]:
+        """Keys and values of the source, each (N, K, S, D / H), of its states: (N, S, D), or as a layout packs them."""
+        if layout is None:
+            return self.cross.project(states)
+        keys, values = layout.heads(self.cross.key_value(states), self.cross.kv_heads, 2)
+        return keys, values
 
     def forward(
-        self, x: Tensor, layout: Layout, state: State, past: Past, mask: Tensor | None, order: Order, index: int,
-        taps: Taps | None, stack: Stack | None
+        self, x: Tensor, state: State, past: Past, mask: Tensor | None, order: Order, index: int, taps: Taps | None
     ) -> Tensor:
-        """(N, K T, D) -> (N, K T, D), or both as a layout holds them; keys and values are put into `past`, and the mask
-        is for these."""
-        told = state.shared[f"{index}.keys"], state.shared[f"{index}.values"]
-        if stack is not None:
-            x = attend(x, stack, self.attention, self.attention_residual)
-            x = attend(x, stack, self.cross, self.cross_residual, told)
-            return feed_forward(x, stack, self.feedforward, self.feedforward_residual)
+        """(N, K T, D) -> (N, K T, D); keys and values are put into `past`, and the mask is for these."""
 
         def attention(x: Tensor) -> Tensor:
-            keys, values = self.attention.project(x, layout)
-            query, keys = order.rotate(self.attention.ask(x, layout)), order.rotate(keys)
+            keys, values = self.attention.project(x)
+            query, keys = order.rotate(self.attention.ask(x)), order.rotate(keys)
             keys, values = past.put(f"{index}.keys", keys), past.put(f"{index}.values", values)
-            attended = self.attention(query, keys, values, mask, order.bias, taps is not None, layout)
+            attended = self.attention(query, keys, values, mask, order.bias, taps is not None)
             return tapped(attended, f"decoder.{index}", taps)
 
         def cross(x: Tensor) -> Tensor:
-            mask = source_mask(state)
-            attended = self.cross(self.cross.ask(x, layout), *told, mask, None, taps is not None, layout)
-            return tapped(attended, f"cross.{index}", taps)
+            asked = self.cross.ask(x), *told(state, index), source_mask(state)
+            return tapped(self.cross(*asked, want_weights=taps is not None), f"cross.{index}", taps)
 
-        x = self.attention_residual(x, attention, layout)
-        x = self.cross_residual(x, cross, layout)
-        y: Tensor = self.feedforward_residual(x, self.feedforward, layout)
+        x = self.attention_residual(x, attention)
+        x = self.cross_residual(x, cross)
+        y: Tensor = self.feedforward_residual(x, self.feedforward)
         return y
+
+    def rows(self, x: Tensor, stack: Stack, keys_values: tuple[Tensor, Tensor]) -> Tensor:
+        """The same of packed rows, (1, R, D), from the first token on, given the source's keys and values."""
+        x = attend(x, stack, self.attention_residual, self.attention)
+        x = attend(x, stack, self.cross_residual, self.cross, keys_values)
+        return feed_forward(x, stack, self.feedforward_residual, self.feedforward)
 
 
 def attention_of(config: TransformerSideConfig, memory_width: int | None = None) -> MultiHeadAttention:
@@ -155,32 +148,15 @@ def attention_of(config: TransformerSideConfig, memory_width: int | None = None)
     return MultiHeadAttention(config.width, config.heads, config.attention_dropout, memory_width, config.kv_heads)
 
 
+def told(state: State, index: int) -> tuple[Tensor, Tensor]:
+    """Keys and values of the source in a layer."""
+    return state.shared[f"{index}.keys"], state.shared[f"{index}.values"]
+
+
 def source_mask(state: State) -> Tensor:
     """Where attention to the source may look, bool (N, 1, 1, S): as many places as the keys have."""
     missing = state.shared["0.keys"].shape[2] - state.memory.mask.shape[1]
     return nn.functional.pad(state.memory.mask, (0, missing))[:, None, None, :]
-
-
-def stack_of(
-    by_hand: bool, x: Tensor, layout: Layout, mask: Tensor | None, bias: Tensor | None,
-    across: Tensor | None = None
-) -> Stack | None:
-    """What sublayers share where they are written out (`regard.model.sublayers`); None: their modules run.
-
-    Args:
-        by_hand: whether sublayers of this kind are.
-        x: tokens, as the layout holds them.
-        layout: packed, where sublayers are written out.
-        mask: where self-attention may look, bool, broadcastable to (B, H, T, T).
-        bias: what its scores gain, float (H, T, T).
-        across: where attention to the source may look, bool (B, 1, 1, S).
-    """
-    if not (by_hand and isinstance(layout, Packed) and everywhere(mask) and everywhere(across)):
-        return None
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    hidden = x.new_zeros(1, dtype=dtype) if mask is None else hiding(mask, dtype)
-    return Stack(layout, hidden if bias is None else hidden + bias,
-                 None if across is None else hiding(across, dtype), new_noise())
 
 
 def narrow(x: Tensor) -> Tensor:
@@ -207,7 +183,7 @@ class TransformerEncoder(nn.Module):
 
     def __init__(self, config: TransformerSideConfig, embedding: Embedding):
         super().__init__()
-        self.by_hand, self.embedding = covers(config), embedding
+        self.embedding = embedding
         self.positions = POSITIONS[config.positions](config, False)
         self.dropout = Dropout(config.dropout)
         self.layers = Layers[EncoderLayer](EncoderLayer(at_depth(config, index)) for index in range(config.layers))
@@ -215,16 +191,26 @@ class TransformerEncoder(nn.Module):
 
     def forward(self, source: Tensor, mask: Tensor, taps: Taps | None = None) -> Memory:
         """source int64 (B, S), mask bool (B, S); the summary is the mean of the states."""
-        layout = layout_of(mask, self.training and taps is None, self.by_hand)
-        x = self.dropout(layout.pack(narrow(self.positions(self.embedding(source)))))
-        order = self.positions.order(layout.mask)
-        stack = stack_of(self.by_hand, x, layout, layout.mask[:, None, None], order.bias)
-        for index, layer in enumerate(self.layers):
-            x = layer(x, layout, order, f"encoder.{index}", taps, stack)
-        x = self.norm(x)
-        states = layout.unpack(x).to(self.embedding.weight.dtype)
+        x, held = narrow(self.positions(self.embedding(source))), None
+        if packs(mask, self.training and taps is None):
+            held = self.rows(x, Packed(mask))
+            states = held[0].unpack(held[1])
+        else:
+            x, order = self.dropout(x), self.positions.order(mask)
+            for index, layer in enumerate(self.layers):
+                x = layer(x, mask, order, f"encoder.{index}", taps)
+            states = self.norm(x)
+        states = states.to(self.embedding.weight.dtype)
         real = mask[:, :, None].to(states.dtype)
-        return Memory(states, mask, (states * real).sum(1) / real.sum(1), source, states, (layout, x))
+        return Memory(states, mask, (states * real).sum(1) / real.sum(1), source, states, held)
+
+    def rows(self, x: Tensor, layout: Packed) -> tuple[Packed, Tensor]:
+        """The states of token vectors, (B, S, D), held as a layout says, (1, R, D), and the layout."""
+        x = self.dropout(layout.pack(x))
+        stack = Stack.of(layout, x, self.positions.order(layout.mask), layout.mask[:, None, None, :])
+        for layer in self.layers:
+            x = layer.rows(x, stack)
+        return layout, self.norm(x)
 
 
 class TransformerDecoder(nn.Module):
@@ -238,7 +224,7 @@ class TransformerDecoder(nn.Module):
 
     def __init__(self, config: TransformerSideConfig, embedding: Embedding, memory_width: int):
         super().__init__()
-        self.by_hand, self.embedding = covers(config), embedding
+        self.embedding = embedding
         self.positions = POSITIONS[config.positions](config, True)
         self.dropout = Dropout(config.dropout)
         self.layers = Layers[DecoderLayer](
@@ -248,42 +234,43 @@ class TransformerDecoder(nn.Module):
     def start(self, memory: Memory) -> State:
         """The state before the first token: each layer's keys and values of the source, computed once."""
         shared: dict[str, Tensor] = {}
-        layout, states = memory.held or self.hold(memory)
+        layout, states = memory.held or (None, narrow(memory.states))
+        if layout is None and packs(memory.mask, self.training):  # an encoder of another family
+            layout = Packed(memory.mask)
+            states = layout.pack(states)
         for index, layer in enumerate(self.layers):
             shared |= zip((f"{index}.keys", f"{index}.values"), layer.start(states, layout), strict=True)
         return State(memory, 0, {}, shared, Past(memory.source[:, :0]))
 
-    def hold(self, memory: Memory) -> tuple[Layout, Tensor]:
-        """The states of an encoder that does not hold them as this decoder does."""
-        layout = layout_of(memory.mask, self.training, self.by_hand)
-        return layout, layout.pack(narrow(memory.states))
-
     def forward(self, tokens: Tensor, state: State, taps: Taps | None = None) -> tuple[Tensor, State]:
         """tokens int64 (B, T) -> features, float (B, T, D), and the state after them."""
-        x, past = self.read(tokens, state, taps, PADDED)
-        return x.view(*tokens.shape, -1), state.advance(tokens.shape[1], {}, past)
-
-    def real(self, tokens: Tensor, mask: Tensor, state: State, taps: Taps | None = None) -> Tensor:
-        """Features of real tokens alone, float (N, D), sentence after sentence; mask is bool (B, T), and the state is
-        that before the first token."""
-        layout = layout_of(mask, self.training and taps is None, self.by_hand)
-        return layout.real(self.read(tokens, state, taps, layout)[0])
-
-    def read(self, tokens: Tensor, state: State, taps: Taps | None, layout: Layout) -> tuple[Tensor, Past]:
-        """Features as a layout holds them, and the past with these tokens; where sublayers are written out, without."""
         assert state.past is not None
         (rows, length), beam = tokens.shape, state.beam
         x = narrow(self.positions(self.embedding(tokens), state.length)).view(rows // beam, beam * length, -1)
-        x = self.dropout(layout.pack(x))
-        places = layout.mask if isinstance(layout, Packed) else tokens
-        order, past = self.positions.order(places, state.length, beam), state.past.grow(places.shape[1], beam)
-        seen, bias = past.hidden(places.shape[1], beam, order.bias)
+        x = self.dropout(x)
+        order, past = self.positions.order(tokens, state.length, beam), state.past.grow(length, beam)
+        seen, bias = past.hidden(length, beam, order.bias)
         order = order._replace(bias=bias)
-        stack = stack_of(self.by_hand, x, layout, seen, bias, source_mask(state))
         for index, layer in enumerate(self.layers):
-            x = layer(x, layout, state, past, seen, order, index, taps, stack)
+            x = layer(x, state, past, seen, order, index, taps)
         if taps is not None:
             for index in range(len(self.layers)):
                 taps[f"decoder.{index}"] = past.seen(taps[f"decoder.{index}"], beam)
                 taps[f"cross.{index}"] = apart(taps[f"cross.{index}"][..., : state.memory.mask.shape[1]], beam)
-        return self.norm(x), past
+        return self.norm(x).view(rows, length, -1), state.advance(length, {}, past)
+
+    def real(self, tokens: Tensor, mask: Tensor, state: State, taps: Taps | None = None) -> Tensor:
+        """Features of real tokens alone, float (N, D), sentence after sentence; mask is bool (B, T), and the state is
+        that before the first token."""
+        training = self.training and taps is None
+        if not (packs(mask, training) and packs(state.memory.mask, training)):
+            features: Tensor = self(tokens, state, taps)[0][mask]
+            return features
+        layout = Packed(mask)
+        x = self.dropout(layout.pack(narrow(self.positions(self.embedding(tokens)))))
+        length = layout.mask.shape[1]
+        seen = torch.ones(length, length, dtype=torch.bool).tril()
+        stack = Stack.of(layout, x, self.positions.order(layout.mask), seen, source_mask(state))
+        for index, layer in enumerate(self.layers):
+            x = layer.rows(x, stack, told(state, index))
+        return layout.real(self.norm(x))

@@ -35,8 +35,8 @@ def shard(model: Seq2Seq, device: torch.device) -> None:
             continue
         for layer in part.get_submodule("layers").children():
             fully_shard(layer, mesh=mesh)
-            if hasattr(layer, "start"):
-                register_fsdp_forward_method(layer, "start")
+            for method in {"start", "rows"} & set(dir(layer)):
+                register_fsdp_forward_method(layer, method)
     fully_shard(model, mesh=mesh, reshard_after_forward=False)  # the loss reads the output table after the forward pass
     register_fsdp_forward_method(model, "real")
 
