@@ -14,7 +14,7 @@ from regard.model.transformer import DecoderLayer, EncoderLayer, source_mask, to
 
 WIDTH = 12
 MASK = torch.arange(5) < torch.tensor([5, 2, 4])[:, None]
-SOURCE = torch.arange(7) < torch.tensor([7, 3, 6])[:, None]
+SOURCE = torch.arange(20) < torch.tensor([20, 3, 6])[:, None]
 VARIANTS = pytest.mark.parametrize("variant", [
     {}, {"activation": "gelu"}, {"activation": "swiglu"}, {"norm_kind": "rms"}, {"kv_heads": 1},
     {"positions": "rotary"}, {"positions": "rotary", "kv_heads": 1}, {"positions": "relative"},
@@ -94,7 +94,7 @@ def test_a_decoder_layer_is_its_modules(norm, rate, variant):
     nothing, found = torch.empty(0), []
     memory = Memory(nothing, SOURCE, nothing, nothing, nothing)
     for by_hand in (True, False):
-        x, states = vectors(3, 5, WIDTH), vectors(3, 7, 6)
+        x, states = vectors(3, 5, WIDTH), vectors(3, 20, 6)
         held = Packed(SOURCE) if by_hand else None
         keys_values = layer.start(held.pack(states), held) if held else layer.start(states)
         state = State(memory, 0, {}, dict(zip(("0.keys", "0.values"), keys_values, strict=True)))

@@ -81,103 +81,139 @@ class Part(Protocol):
         """
 
 
-class Attend(NamedTuple):
-    """Multi-head attention (`regard.model.attention.MultiHeadAttention`), of rows to themselves or to a source.
-
-    With P the weights, dO what comes back and P' = keep * P:
+class Heads(NamedTuple):
+    """Scaled dot-product attention of heads that are laid out, 1 / √d taken into the queries: P' V, P' = keep * P,
+    P = softmax(Q Kᵀ + hidden). With dO what comes back:
 
     dV = P'ᵀ dO,  dP = keep * (dO Vᵀ),  dS = P * (dP - Σ P dP),  dQ = dS K,  dK = dSᵀ Q
-
-    Its inputs are weight and bias of the queries; of keys and values, side by side, or where the source's are there
-    already these, (B, K, S, d) each; of the output; and what scores gain.
     """
 
     layout: Packed
-    order: Order
     heads: int
     kv_heads: int
-    own: bool
     dropout: Dropout
     noise: SFC64
 
-    def forward(self, x: Tensor, *inputs: Tensor) -> tuple[Tensor, Saved]:
-        """softmax(Q Kᵀ + hidden) V W + b, 1 / √d taken into Q's weights."""
-        kind, scale = x.dtype, self.scale(x)
-        weight, bias, told, more, out, out_bias, hidden = inputs
-        weight, bias = weight * scale, bias * scale
-        if self.own:  # queries, keys and values are one product
-            weight, bias = torch.cat([weight, told]), torch.cat([bias, more])
-        weight, out = weight.to(kind), out.to(kind)
-        rows = torch.addmm(bias.to(kind), x, weight.t())
-        q, k, v = self.lay(rows) if self.own else (*self.layout.lay(rows, self.heads), *(
-            each.flatten(0, 1) for each in (told, more)))
-        if self.own:
-            q, k = self.turned(q, self.order.rotate), self.turned(k, self.order.rotate)
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, hidden: Tensor) -> tuple[Tensor, Saved]:
+        """Queries, (B x H, T, d), keys and values, (B x K, S, d) -> contexts in rows, (R, D)."""
         q = q.view(len(k), -1, q.shape[2])  # the queries of all heads that share a key, in a row
         scores = torch.bmm(q, k.transpose(1, 2)).to(hidden.dtype)
-        weights = scores.view(-1, self.heads, self.layout.mask.shape[1], k.shape[1]).add_(hidden)
+        weights = self.apart(scores).add_(hidden)
         weights = torch.softmax(weights, dim=-1, out=weights).view_as(scores)
-        kept = weights.to(kind)
+        kept = weights.to(q.dtype)
         keep = self.dropout.mask(kept.shape, kept, self.noise) if self.dropout.drops else None
         kept = kept if keep is None else kept * keep
-        context = self.layout.take(torch.bmm(kept, v), self.heads)
-        saved = [q, k, v, weights, kept, keep, context, weight, out, hidden]
-        return torch.addmm(out_bias.to(kind), context, out.t()), saved
+        return self.layout.take(torch.bmm(kept, v), self.heads), [q, k, v, weights, kept, keep, hidden]
 
-    def backward(self, grad: Tensor, x: Tensor, saved: Saved, wanted: tuple[bool, ...]) -> tuple[Tensor, Tensor, Grads]:
-        """The other way."""
-        q, k, v, weights, kept, keep, context, weight, out, hidden = saved
-        by_context = self.layout.lay(grad @ out, self.heads)[0].view_as(q)
-        laid = q.new_empty(3, *k.shape) if self.own and self.heads == self.kv_heads else (None, None, None)
-        by_values = torch.bmm(kept.transpose(1, 2), by_context, out=laid[2])
+    def backward(
+        self, grad: Tensor, saved: Saved, wanted: bool, room: Saved | None = None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """From the gradient of the contexts, those of queries, keys and values, written into a room for each where
+        there is one, and of `hidden`, if it is wanted."""
+        q, k, v, weights, kept, keep, hidden = saved
+        for_query, for_keys, for_values = room or (None, None, None)
+        by_context = self.layout.lay(grad, self.heads)[0].view_as(q)
+        by_values = torch.bmm(kept.transpose(1, 2), by_context, out=for_values)
         by_weights = torch.bmm(by_context, v.transpose(1, 2))
         if keep is not None:
             by_weights.mul_(keep)
-        wide = weights.dtype
+        wide = hidden.dtype
         by_scores = torch._softmax_backward_data(by_weights.to(wide), weights, -1, wide)
-        by_hidden = None
-        if wanted[6]:
-            by_hidden = by_scores.view(-1, self.heads, self.layout.mask.shape[1], k.shape[1]).sum_to_size(hidden.shape)
+        by_hidden = self.apart(by_scores).sum_to_size(hidden.shape) if wanted else None
         by_scores = by_scores.to(q.dtype)
-        by_query = torch.bmm(by_scores, k, out=laid[0])
-        by_keys = torch.bmm(by_scores.transpose(1, 2), q, out=laid[1])
-        by_rows = self.take(by_query, by_keys, by_values, laid) if self.own else self.layout.take(by_query, self.heads)
-        by_weight, by_bias = product_grads(by_rows, x, any(wanted[: 4 if self.own else 2]))
-        by_told: Grads = tuple(each.view(-1, self.kv_heads, *each.shape[1:]) for each in (by_keys, by_values))
+        by_query = torch.bmm(by_scores, k, out=for_query)
+        by_keys = torch.bmm(by_scores.transpose(1, 2), q, out=for_keys)
+        return by_query.view(-1, self.layout.mask.shape[1], q.shape[2]), by_keys, by_values, by_hidden
+
+    def apart(self, scores: Tensor) -> Tensor:
+        """(B x K, H / K x T, S) -> (B, H, T, S)."""
+        return scores.view(-1, self.heads, self.layout.mask.shape[1], scores.shape[2])
+
+
+class Own(NamedTuple):
+    """Self-attention. Its inputs are weight and bias of the queries, of keys and values, side by side, and of the
+    output; and what scores gain."""
+
+    core: Heads
+    order: Order
+
+    def forward(self, x: Tensor, *inputs: Tensor) -> tuple[Tensor, Saved]:
+        """Queries, keys and values are one product."""
+        (query, bias), (told, told_bias, out, out_bias, hidden) = scaled(x, self.core.heads, *inputs[:2]), inputs[2:]
+        weight, bias, out = torch.cat([query, told]).to(x.dtype), torch.cat([bias, told_bias]), out.to(x.dtype)
+        q, k, v = self.lay(torch.addmm(bias.to(x.dtype), x, weight.t()))
+        q, k = self.turned(q, self.order.rotate), self.turned(k, self.order.rotate)
+        context, saved = self.core.forward(q, k, v, hidden)
+        return torch.addmm(out_bias.to(x.dtype), context, out.t()), [context, weight, out, *saved]
+
+    def backward(self, grad: Tensor, x: Tensor, saved: Saved, wanted: tuple[bool, ...]) -> tuple[Tensor, Tensor, Grads]:
+        """The other way."""
+        context, weight, out, *saved = saved
+        laid = x.new_empty(3, *saved[1].shape) if self.core.heads == self.core.kv_heads else None
+        by_query, by_keys, by_values, by_hidden = self.core.backward(
+            grad @ out, saved, wanted[6], None if laid is None else list(laid))
+        by_query, by_keys = self.turned(by_query, self.order.back), self.turned(by_keys, self.order.back)
+        by_rows = self.take(by_query, by_keys, by_values, laid)
+        by_weight, by_bias = product_grads(by_rows, x, any(wanted[:4]))
+        by_inputs: Grads = (None,) * 4
         if by_weight is not None and by_bias is not None:
-            D = weight.shape[1]
-            if self.own:
-                by_told = by_weight[D:], by_bias[D:]
-            by_weight, by_bias = by_weight[:D].mul_(self.scale(x)), by_bias[:D].mul_(self.scale(x))
-        elif self.own:
-            by_told = None, None
-        by_output = product_grads(grad, context, any(wanted[4:6]))
-        return by_rows, weight, (by_weight, by_bias, *by_told, *by_output, by_hidden)
+            D = x.shape[1]
+            by_inputs = (*scaled(x, self.core.heads, by_weight[:D], by_bias[:D]), by_weight[D:], by_bias[D:])
+        return by_rows, weight, (*by_inputs, *product_grads(grad, context, any(wanted[4:6])), by_hidden)
 
     def lay(self, rows: Tensor) -> Any:
         """(R, D + 2 K d) -> queries, (B x H, T, d), keys and values, (B x K, T, d)."""
-        if self.heads == self.kv_heads:
-            return self.layout.lay(rows, self.heads, 3)
-        D = rows.shape[1] * self.heads // (self.heads + 2 * self.kv_heads)
-        return *self.layout.lay(rows[:, :D], self.heads), *self.layout.lay(rows[:, D:], self.kv_heads, 2)
+        layout, heads, kv_heads = self.core[:3]
+        if heads == kv_heads:
+            return layout.lay(rows, heads, 3)
+        D = rows.shape[1] * heads // (heads + 2 * kv_heads)
+        return *layout.lay(rows[:, :D], heads), *layout.lay(rows[:, D:], kv_heads, 2)
 
-    def take(self, query: Tensor, keys: Tensor, values: Tensor, laid: Any) -> Tensor:
-        """The other way round, of gradients, which may be parts of one tensor already, (3, B x H, T, d)."""
-        query, keys = self.turned(query.view(-1, *keys.shape[1:]), self.order.back), self.turned(keys, self.order.back)
-        if self.heads == self.kv_heads:
-            laid[0].copy_(query), laid[1].copy_(keys)  # which takes nothing where they are these
-            return self.layout.take(laid, self.heads, 3)
-        both = self.layout.take(torch.stack([keys, values]), self.kv_heads, 2)
-        return torch.cat([self.layout.take(query, self.heads), both], dim=1)
+    def take(self, query: Tensor, keys: Tensor, values: Tensor, laid: Tensor | None) -> Tensor:
+        """The other way round, of gradients, which may be parts of one tensor already."""
+        layout, heads, kv_heads = self.core[:3]
+        if laid is not None:
+            laid[0].copy_(query)  # which takes nothing where it is this
+            laid[1].copy_(keys)
+            return layout.take(laid, heads, 3)
+        return torch.cat([layout.take(query, heads), layout.take(torch.stack([keys, values]), kv_heads, 2)], dim=1)
 
     def turned(self, x: Tensor, how: Callable[[Tensor], Tensor]) -> Tensor:
         """Queries or keys, (B x H, T, d), turned by their places."""
-        B, (_, T, d) = self.layout.size[0], x.shape
+        B, (_, T, d) = self.core.layout.size[0], x.shape
         return how(x.view(B, -1, T, d)).view_as(x)
 
-    def scale(self, x: Tensor) -> float:
-        """1 / √d."""
-        return 1 / math.sqrt(x.shape[1] // self.heads)
+
+class Across(NamedTuple):
+    """Attention to a source. Its inputs are weight and bias of the queries; keys and values, (B, K, S, d) each; weight
+    and bias of the output; and what scores gain."""
+
+    core: Heads
+
+    def forward(self, x: Tensor, *inputs: Tensor) -> tuple[Tensor, Saved]:
+        """Only queries are made of the rows."""
+        (weight, bias), (keys, values, out, out_bias, hidden) = scaled(x, self.core.heads, *inputs[:2]), inputs[2:]
+        weight, out = weight.to(x.dtype), out.to(x.dtype)
+        (q,) = self.core.layout.lay(torch.addmm(bias.to(x.dtype), x, weight.t()), self.core.heads)
+        context, saved = self.core.forward(q, keys.flatten(0, 1), values.flatten(0, 1), hidden)
+        return torch.addmm(out_bias.to(x.dtype), context, out.t()), [context, weight, out, *saved]
+
+    def backward(self, grad: Tensor, x: Tensor, saved: Saved, wanted: tuple[bool, ...]) -> tuple[Tensor, Tensor, Grads]:
+        """The other way."""
+        context, weight, out, *saved = saved
+        by_query, by_keys, by_values, _ = self.core.backward(grad @ out, saved, False)
+        by_rows = self.core.layout.take(by_query, self.core.heads)
+        by_weight, by_bias = product_grads(by_rows, x, any(wanted[:2]))
+        if by_weight is not None and by_bias is not None:
+            by_weight, by_bias = scaled(x, self.core.heads, by_weight, by_bias)
+        by_told = (each.view(-1, self.core.kv_heads, *each.shape[1:]) for each in (by_keys, by_values))
+        return by_rows, weight, (by_weight, by_bias, *by_told, *product_grads(grad, context, any(wanted[4:6])), None)
+
+
+def scaled(x: Tensor, heads: int, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """Weight and bias of the queries of rows (R, D), or their gradients, times 1 / √d."""
+    scale = 1 / math.sqrt(x.shape[1] // heads)
+    return weight * scale, bias * scale
 
 
 class FeedForward(NamedTuple):
@@ -312,13 +348,14 @@ def sublayer(x: Tensor, stack: Stack, residual: Any, part: Part, *inputs: Tensor
 
 def attend(x: Tensor, stack: Stack, residual: Any, attention: Any, told: tuple[Tensor, Tensor] | None = None) -> Tensor:
     """(1, R, D) -> (1, R, D): attention and its residual; to the source, where its keys and values are told."""
-    part = Attend(stack.layout, stack.order, attention.heads, attention.kv_heads, told is None, attention.dropout,
-                  stack.noise)
     query, key_value, output = attention.query, attention.key_value, attention.output
-    hidden = stack.hidden if told is None else stack.across
-    assert hidden is not None
-    return sublayer(x, stack, residual, part, query.weight, query.bias, *(told or (key_value.weight, key_value.bias)),
-                    output.weight, output.bias, hidden)
+    core = Heads(stack.layout, attention.heads, attention.kv_heads, attention.dropout, stack.noise)
+    if told is None:
+        return sublayer(x, stack, residual, Own(core, stack.order), query.weight, query.bias, key_value.weight,
+                        key_value.bias, output.weight, output.bias, stack.hidden)
+    assert stack.across is not None
+    return sublayer(x, stack, residual, Across(core), query.weight, query.bias, *told, output.weight, output.bias,
+                    stack.across)
 
 
 def feed_forward(x: Tensor, stack: Stack, residual: Any, feedforward: Any) -> Tensor:
