@@ -12,7 +12,7 @@ from regard.config import write_config
 from regard.data.shards import prepare
 from regard.errors import ConfigError
 from regard.training import plan
-from regard.training.plan import GPU, forecast, gpu_named, operations, parameters, saved_bytes
+from regard.training.plan import GPU, forecast, gpu_named, growth, operations, parameters, saved_bytes
 
 
 @pytest.fixture
@@ -55,8 +55,24 @@ def test_memory_is_that_of_a_long_training_with_its_validations(corpus, monkeypa
     whole = plan.measured_validation
     monkeypatch.setattr(plan, "measured_validation", lambda *given: measured.append("validation") or whole(*given))
     monkeypatch.setattr(plan.machine, "peak_memory", lambda device: measured.append("memory") or 1000)
+    monkeypatch.setattr(plan, "growth", lambda peaks, updates: 250)
     assert forecast(config, prepare(config, corpus / "run"), 0.1, print).memory == 1250
-    assert measured == ["validation", "memory"]
+    assert measured[-2:] == ["validation", "memory"]
+
+
+def test_the_heap_grows_with_each_doubling_of_the_updates_as_it_has():
+    assert growth([1000, 1100, 1100, 1200], 16) == 200  # 100 in each of two doublings, and two are to come
+    assert growth([1000, 1000, 1000, 1000], 300) == 0
+    assert growth([1000, 1100, 1100, 1200], 3) == 0  # there are no more
+    assert growth([0, 0, 300, 300], 10**6) == growth([0, 0, 300, 300], 300) > 0
+
+
+def test_memory_is_seen_for_some_updates_even_where_the_time_is_short(corpus, monkeypatch):
+    seen = []
+    monkeypatch.setattr(plan, "growth", lambda peaks, updates: seen.extend(peaks) or 0)
+    config = make_config(corpus, steps=100)
+    forecast(config, prepare(config, corpus / "run"), 1.0, print)
+    assert len(seen) >= plan.HEAP_SEEN and seen == sorted(seen) and seen[0] > 0
 
 
 def test_minutes_end_a_forecast_too(corpus):

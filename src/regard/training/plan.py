@@ -4,9 +4,10 @@ What happens on this machine is measured: a few updates are made, as training ma
 happen on GPUs that are not here is computed from the model's own arithmetic and what such a GPU can do at most.
 """
 
+import math
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -56,9 +57,9 @@ GPUS = {
 }
 UTILISATION = 0.3
 """Share of a GPU's peak that a training of sequences of unlike lengths is assumed to reach."""
-HEAP_GROWTH = {"cpu": 1.25, "cuda": 1.0}
-"""What a long training takes, over what the first updates do: freed pieces of unlike sizes leave holes in the heap of a
-processor's memory, for some hundred updates (docs/log.md, 2026-11-29: 1.19, 1.23 and 1.40)."""
+HEAP_GROWS, HEAP_SEEN = 300, 24
+"""For so many updates freed pieces of unlike sizes leave new holes in the heap of a processor's memory, about as many
+in each doubling of the updates made; and how many updates it takes to see how many (docs/log.md, 2026-11-29)."""
 
 
 @dataclass(frozen=True)
@@ -164,9 +165,9 @@ def forecast(config: Config, prepared: Prepared, seconds: float, say: Say) -> Fo
         gradients.add([largest(order)])
     gradients.forget()
     say(f"measuring updates for {seconds:.0f} seconds …")
-    update = measured_update(model, config, gradients, order, seconds)
+    update, peaks = measured_updates(model, config, gradients, order, seconds)
     validation = measured_validation(model, config, prepared, device)
-    memory = round(machine.peak_memory(device) * HEAP_GROWTH[device.type])
+    memory = machine.peak_memory(device) + (growth(peaks, settings.steps) if device.type == "cpu" else 0)
     rows, *tokens = order.sums(0)
     means = [count / order.updates(0) for count in tokens]
     whole = settings.steps * update + -(-settings.steps // settings.validate_every) * validation
@@ -188,12 +189,18 @@ def parameters(model: Seq2Seq) -> dict[str, int]:
     return {"parameters": sum(sizes.values()), **parts, "embeddings": sum(sizes[each] for each in tables)}
 
 
-def measured_update(model: Seq2Seq, config: Config, gradients: Gradients, order: Order, seconds: float) -> float:
-    """Seconds of an update, the mean over as many as fit into the time; the first ones only warm up."""
+def measured_updates(
+    model: Seq2Seq, config: Config, gradients: Gradients, order: Order, seconds: float
+) -> tuple[float, list[int]]:
+    """Seconds of an update, the mean over as many as fit into the time, of which the first ones only warm up; and the
+    most memory, in bytes, that there was up to each. Where the time is short for `HEAP_SEEN`, it takes up to three times
+    as long."""
     optimizer = make_optimizer(model, config.train)
     times: list[float] = []
+    peaks: list[int] = []
     begin, position = time.perf_counter(), 0
-    while time.perf_counter() - begin < seconds or len(times) < 3:
+    while len(times) < 3 or (spent := time.perf_counter() - begin) < seconds or (
+            spent < 3 * seconds and len(peaks) < HEAP_SEEN):
         start = time.perf_counter()
         batches = order.update(0, position % order.updates(0))
         gradients.add(batches)
@@ -205,7 +212,14 @@ def measured_update(model: Seq2Seq, config: Config, gradients: Gradients, order:
         position += 1
         if position > 2:
             times.append(time.perf_counter() - start)
-    return statistics.mean(times)
+        peaks.append(machine.peak_memory(gradients.device))
+    return statistics.mean(times), peaks
+
+
+def growth(peaks: Sequence[int], updates: int) -> int:
+    """By how many bytes the heap will still grow until so many updates are made, from how it has grown."""
+    each = (peaks[-1] - peaks[0]) / math.log2(len(peaks))  # doubling of the updates
+    return round(each * math.log2(max(1.0, min(updates, HEAP_GROWS) / len(peaks))))
 
 
 def measured_validation(model: Seq2Seq, config: Config, prepared: Prepared, device: torch.device) -> float:
