@@ -193,8 +193,8 @@ def measured_updates(
     model: Seq2Seq, config: Config, gradients: Gradients, order: Order, seconds: float
 ) -> tuple[float, list[int]]:
     """Seconds of an update, the mean over as many as fit into the time, of which the first ones only warm up; and the
-    most memory, in bytes, that there was up to each. Where the time is short for `HEAP_SEEN`, it takes up to three times
-    as long."""
+    most memory, in bytes, that there was up to each. Where the time is short for `HEAP_SEEN`, it takes up to three
+    times as long."""
     optimizer = make_optimizer(model, config.train)
     times: list[float] = []
     peaks: list[int] = []
