@@ -3,6 +3,9 @@
 B batch, S source length, T target length, D width, H heads, K heads of keys and values. Names in taps: "encoder.i" and
 "decoder.i" are self-attention in layer i, "cross.i" is the decoder's attention to the source. What later papers
 changed in a part stands in its place: the activation, the norm, the positions.
+
+The modules are the model, over (B, T, D). In training on a processor `rows` and `real` do the same over the real tokens
+alone, by sublayers that are written out with their gradients (`regard.model.sublayers`).
 """
 
 from collections.abc import Callable
