@@ -1,9 +1,9 @@
 """A Transformer's sublayers over packed rows, with gradients written by hand: what training on a processor runs.
 
 Each computes what the modules of `regard.model.transformer` say, norm(x + part(x)) or x + part(norm(x)), and
-tests/test_sublayers.py holds it to them. Autograd makes three times as many calls for the same, and calls, not
-arithmetic, were a fifth of an update of a small model; it also passes over attention's scores twelve times where five
-do (docs/log.md, 2026-11-29).
+tests/test_sublayers.py holds it to them. Modules, and autograd's nodes between torch's operations, were a quarter to a
+third of what calls cost in an update (benchmarks/calls.py), and autograd passes over attention's scores twelve times
+where five do (docs/log.md, 2026-11-29).
 
 R rows, D width, F inner width, B batch, H heads, K heads of keys and values, T queries, S keys, d = D / H.
 """

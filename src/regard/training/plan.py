@@ -164,7 +164,7 @@ def forecast(config: Config, prepared: Prepared, seconds: float, say: Say) -> Fo
     with saved_bytes() as saved:
         gradients.add([largest(order)])
     gradients.forget()
-    say(f"measuring updates for {seconds:.0f} seconds …")
+    say(f"measuring updates for {seconds:.0f} seconds, up to {3 * seconds:.0f} where they are slow …")
     update, peaks = measured_updates(model, config, gradients, order, seconds)
     validation = measured_validation(model, config, prepared, device)
     memory = machine.peak_memory(device) + (growth(peaks, settings.steps) if device.type == "cpu" else 0)
