@@ -72,7 +72,7 @@ def test_memory_is_seen_for_some_updates_even_where_the_time_is_short(corpus, mo
     monkeypatch.setattr(plan, "growth", lambda peaks, updates: seen.extend(peaks) or 0)
     config = make_config(corpus, steps=100)
     forecast(config, prepare(config, corpus / "run"), 1.0, print)
-    assert len(seen) >= plan.HEAP_SEEN and seen == sorted(seen) and seen[0] > 0
+    assert len(seen) >= plan.HEAP_SEEN and min(seen) > 0
 
 
 def test_minutes_end_a_forecast_too(corpus):
