@@ -159,7 +159,7 @@ def nothing_is_hidden_where_sublayers_are_written_out(patch):
 
 
 def dropout_in_eval_mode(patch):
-    patch.setattr(layers.Dropout, "forward", lambda self, x: x * self.mask(x.shape, x) if self.threshold else x)
+    patch.setattr(layers.Dropout, "drops", property(lambda self: self.threshold > 0))
 
 
 def no_branch_is_left_out(patch):

@@ -5,7 +5,7 @@ import torch
 
 from conftest import make_batch, make_model
 from regard.config_model import TransformerSideConfig
-from regard.model.layers import Dropout
+from regard.model.layers import INTEGERS, Dropout
 from regard.model.positions import POSITIONS
 from regard.model.rows import Packed
 from regard.model.state import Memory, Past, State
@@ -31,11 +31,12 @@ def settings(norm="post", rate=0.0, **variant):
 @pytest.fixture(autouse=True)
 def same_masks(monkeypatch):
     """Dropout that drops whole columns, which rows and padded sequences have in common."""
-    def mask(self, shape, like, noise=None):
+    def bits(self, shape, like, noise):
         columns = torch.arange(shape[-1]) % 7 < 5
-        return columns.to(like).mul_(self.scale).expand(shape).clone()
+        return -columns.to(INTEGERS[like.element_size()]).expand(shape).clone() if self.drops else None
 
-    monkeypatch.setattr(Dropout, "mask", mask)
+    monkeypatch.setattr(Dropout, "bits", bits)
+    monkeypatch.setattr("regard.model.layers.new_noise", lambda: None)  # torch's generator is for stochastic depth
 
 
 def moved(*modules):

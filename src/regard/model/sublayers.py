@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from regard.model.attention import hiding
-from regard.model.layers import Dropout, new_noise
+from regard.model.layers import Dropout, drop, new_noise
 from regard.model.positions import Order
 from regard.model.rows import Packed
 
@@ -81,9 +81,39 @@ class Part(Protocol):
         """
 
 
+class Last(NamedTuple):
+    """The linear map that a part ends with. Dropout before it and after it leaves the scaling of what stays to this
+    map's weights, which are fewer than the values.
+
+    Attributes:
+        before: what the values that come are yet to be multiplied with.
+        after: the same of the values that it gives.
+    """
+
+    before: float
+    after: float
+
+    def forward(self, x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows (R, F) -> rows (R, D), and the matrix, (D, F), that they were multiplied with."""
+        weight = times(weight, self.before * self.after).to(x.dtype)
+        return torch.addmm(times(bias, self.after).to(x.dtype), x, weight.t()), weight
+
+    def grads(self, grad: Tensor, x: Tensor, wanted: bool) -> tuple[Tensor | None, Tensor | None]:
+        """Of weight and bias."""
+        if not wanted:
+            return None, None
+        return times(grad.t() @ x, self.before * self.after), times(grad.sum(0), self.after)
+
+
+def times(x: Tensor, factor: float) -> Tensor:
+    """x * factor, without a pass over it where that is x."""
+    return x if factor == 1 else x * factor
+
+
 class Heads(NamedTuple):
     """Scaled dot-product attention of heads that are laid out, 1 / √d taken into the queries: P' V, P' = keep * P,
-    P = softmax(Q Kᵀ + hidden). With dO what comes back:
+    P = softmax(Q Kᵀ + hidden). keep is 0 or 1; that it should be 0 or 1 / (1 - p) is left to `Last`. With dO what comes
+    back:
 
     dV = P'ᵀ dO,  dP = keep * (dO Vᵀ),  dS = P * (dP - Σ P dP),  dQ = dS K,  dK = dSᵀ Q
     """
@@ -100,9 +130,9 @@ class Heads(NamedTuple):
         scores = torch.bmm(q, k.transpose(1, 2)).to(hidden.dtype)
         weights = self.apart(scores).add_(hidden)
         weights = torch.softmax(weights, dim=-1, out=weights).view_as(scores)
-        kept = weights.to(q.dtype)
-        keep = self.dropout.mask(kept.shape, kept, self.noise) if self.dropout.drops else None
-        kept = kept if keep is None else kept * keep
+        kept = weights.to(q.dtype, copy=self.dropout.drops)
+        keep = self.dropout.bits(kept.shape, kept, self.noise)
+        kept = drop(kept, keep)
         return self.layout.take(torch.bmm(kept, v), self.heads), [q, k, v, weights, kept, keep, hidden]
 
     def backward(
@@ -114,9 +144,7 @@ class Heads(NamedTuple):
         for_query, for_keys, for_values = room or (None, None, None)
         by_context = self.layout.lay(grad, self.heads)[0].view_as(q)
         by_values = torch.bmm(kept.transpose(1, 2), by_context, out=for_values)
-        by_weights = torch.bmm(by_context, v.transpose(1, 2))
-        if keep is not None:
-            by_weights.mul_(keep)
+        by_weights = drop(torch.bmm(by_context, v.transpose(1, 2)), keep)
         wide = hidden.dtype
         by_scores = torch._softmax_backward_data(by_weights.to(wide), weights, -1, wide)
         by_hidden = self.apart(by_scores).sum_to_size(hidden.shape) if wanted else None
@@ -135,16 +163,18 @@ class Own(NamedTuple):
     output; and what scores gain."""
 
     core: Heads
+    last: Last
     order: Order
 
     def forward(self, x: Tensor, *inputs: Tensor) -> tuple[Tensor, Saved]:
         """Queries, keys and values are one product."""
         (query, bias), (told, told_bias, out, out_bias, hidden) = scaled(x, self.core.heads, *inputs[:2]), inputs[2:]
-        weight, bias, out = torch.cat([query, told]).to(x.dtype), torch.cat([bias, told_bias]), out.to(x.dtype)
+        weight, bias = torch.cat([query, told]).to(x.dtype), torch.cat([bias, told_bias])
         q, k, v = self.lay(torch.addmm(bias.to(x.dtype), x, weight.t()))
         q, k = self.turned(q, self.order.rotate), self.turned(k, self.order.rotate)
         context, saved = self.core.forward(q, k, v, hidden)
-        return torch.addmm(out_bias.to(x.dtype), context, out.t()), [context, weight, out, *saved]
+        branch, out = self.last.forward(context, out, out_bias)
+        return branch, [context, weight, out, *saved]
 
     def backward(self, grad: Tensor, x: Tensor, saved: Saved, wanted: tuple[bool, ...]) -> tuple[Tensor, Tensor, Grads]:
         """The other way."""
@@ -159,7 +189,7 @@ class Own(NamedTuple):
         if by_weight is not None and by_bias is not None:
             D = x.shape[1]
             by_inputs = (*scaled(x, self.core.heads, by_weight[:D], by_bias[:D]), by_weight[D:], by_bias[D:])
-        return by_rows, weight, (*by_inputs, *product_grads(grad, context, any(wanted[4:6])), by_hidden)
+        return by_rows, weight, (*by_inputs, *self.last.grads(grad, context, any(wanted[4:6])), by_hidden)
 
     def lay(self, rows: Tensor) -> Any:
         """(R, D + 2 K d) -> queries, (B x H, T, d), keys and values, (B x K, T, d)."""
@@ -189,14 +219,16 @@ class Across(NamedTuple):
     and bias of the output; and what scores gain."""
 
     core: Heads
+    last: Last
 
     def forward(self, x: Tensor, *inputs: Tensor) -> tuple[Tensor, Saved]:
         """Only queries are made of the rows."""
         (weight, bias), (keys, values, out, out_bias, hidden) = scaled(x, self.core.heads, *inputs[:2]), inputs[2:]
-        weight, out = weight.to(x.dtype), out.to(x.dtype)
+        weight = weight.to(x.dtype)
         (q,) = self.core.layout.lay(torch.addmm(bias.to(x.dtype), x, weight.t()), self.core.heads)
         context, saved = self.core.forward(q, keys.flatten(0, 1), values.flatten(0, 1), hidden)
-        return torch.addmm(out_bias.to(x.dtype), context, out.t()), [context, weight, out, *saved]
+        branch, out = self.last.forward(context, out, out_bias)
+        return branch, [context, weight, out, *saved]
 
     def backward(self, grad: Tensor, x: Tensor, saved: Saved, wanted: tuple[bool, ...]) -> tuple[Tensor, Tensor, Grads]:
         """The other way."""
@@ -207,7 +239,7 @@ class Across(NamedTuple):
         if by_weight is not None and by_bias is not None:
             by_weight, by_bias = scaled(x, self.core.heads, by_weight, by_bias)
         by_told = (each.view(-1, self.core.kv_heads, *each.shape[1:]) for each in (by_keys, by_values))
-        return by_rows, weight, (by_weight, by_bias, *by_told, *product_grads(grad, context, any(wanted[4:6])), None)
+        return by_rows, weight, (by_weight, by_bias, *by_told, *self.last.grads(grad, context, any(wanted[4:6])), None)
 
 
 def scaled(x: Tensor, heads: int, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
@@ -221,31 +253,31 @@ class FeedForward(NamedTuple):
 
     activation: "Activation"
     dropout: Dropout
+    last: Last
     noise: SFC64
 
     def forward(self, x: Tensor, *inputs: Tensor) -> tuple[Tensor, Saved]:
         """As it says."""
-        inner, bias, outer, outer_bias = (each.to(x.dtype) for each in inputs)
+        inner, bias = (each.to(x.dtype) for each in inputs[:2])
         before = torch.addmm(bias, x, inner.t())
         values = self.activation.forward(before)
-        keep = self.dropout.mask(values.shape, values, self.noise) if self.dropout.drops else None
-        kept = values if keep is None else values * keep
-        return torch.addmm(outer_bias, kept, outer.t()), [before, keep, kept, inner, outer]
+        keep = self.dropout.bits(values.shape, values, self.noise)
+        drop(values, keep)
+        branch, outer = self.last.forward(values, *inputs[2:])
+        # An activation that writes over what it is given can tell what was dropped from what there is now.
+        return branch, [before, None if values is before else keep, values, inner, outer]
 
     def backward(self, grad: Tensor, x: Tensor, saved: Saved, wanted: tuple[bool, ...]) -> tuple[Tensor, Tensor, Grads]:
         """The other way."""
-        before, keep, kept, inner, outer = saved
-        by_values = grad @ outer
-        if keep is not None:
-            by_values.mul_(keep)
-        by_before = self.activation.backward(by_values, before)
+        before, keep, values, inner, outer = saved
+        by_before = self.activation.backward(drop(grad @ outer, keep), before)
         return by_before, inner, (*product_grads(by_before, x, any(wanted[:2])),
-                                  *product_grads(grad, kept, any(wanted[2:])))
+                                  *self.last.grads(grad, values, any(wanted[2:])))
 
 
 class Activation(NamedTuple):
-    """A function of the inner values, which it may write over where its gradient can be told from what it gave; and its
-    gradient, from that of what it gave and from the inner values as they are then."""
+    """A function of the inner values, which it may write over where its gradient can be told from what it gave and is 0
+    where that is; and its gradient, from that of what it gave and from the inner values as they are then."""
 
     forward: Callable[[Tensor], Tensor]
     backward: Callable[[Tensor, Tensor], Tensor]
@@ -312,23 +344,23 @@ class _Sublayer(torch.autograd.Function):
         ctx.part, ctx.before = part, before
         seen, saved = normed(rows, gain, shift, eps) if before else (rows, [])
         branch, own = part.forward(seen, *inputs)
-        keep = residual.dropout.mask(branch.shape, branch, stack.noise) if residual.dropout.drops else None
+        keep = residual.dropout.bits(branch.shape, branch, stack.noise)
+        share = None
         if residual.depth.leaves_out:
             share = stack.layout.each(residual.depth.shares(len(stack.layout.mask), branch))
-            keep = share.expand_as(branch) if keep is None else keep.mul_(share)
-        y = rows + branch if keep is None else torch.addcmul(rows, branch, keep)
+        y = left(branch, keep, share).add_(rows)
         if not before:
             y, saved = normed(y, gain, shift, eps)
-        ctx.save_for_backward(seen, keep, gain, shift, *saved, *own)
+        ctx.save_for_backward(seen, keep, share, gain, shift, *saved, *own)
         return y[None]
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Grads:
-        seen, keep, gain, shift, *saved = ctx.saved_tensors
+        seen, keep, share, gain, shift, *saved = ctx.saved_tensors
         grad, norm, own = grads[0][0], saved[:3], saved[3:]
         if not ctx.before:
             grad, by_gain, by_shift = norm_grads(grad, norm, gain, shift)
-        by_branch = grad if keep is None else grad * keep
+        by_branch = grad if keep is None and share is None else left(grad.clone(), keep, share)
         by_product, matrix, by_inputs = ctx.part.backward(by_branch, seen, own, ctx.needs_input_grad[6:])
         if ctx.before:
             by_x, by_gain, by_shift = norm_grads(by_product @ matrix, norm, gain, shift)
@@ -336,6 +368,12 @@ class _Sublayer(torch.autograd.Function):
         else:
             by_x = torch.addmm(grad, by_product, matrix)
         return by_x[None], None, None, None, by_gain, by_shift, *by_inputs
+
+
+def left(branch: Tensor, keep: Tensor | None, share: Tensor | None) -> Tensor:
+    """What dropout and stochastic depth leave of a branch, or of its gradient, in place."""
+    branch = drop(branch, keep)
+    return branch if share is None else branch.mul_(share)
 
 
 def sublayer(x: Tensor, stack: Stack, residual: Any, part: Part, *inputs: Tensor) -> Tensor:
@@ -350,16 +388,18 @@ def attend(x: Tensor, stack: Stack, residual: Any, attention: Any, told: tuple[T
     """(1, R, D) -> (1, R, D): attention and its residual; to the source, where its keys and values are told."""
     query, key_value, output = attention.query, attention.key_value, attention.output
     core = Heads(stack.layout, attention.heads, attention.kv_heads, attention.dropout, stack.noise)
+    last = Last(attention.dropout.scale, residual.dropout.scale)
     if told is None:
-        return sublayer(x, stack, residual, Own(core, stack.order), query.weight, query.bias, key_value.weight,
+        return sublayer(x, stack, residual, Own(core, last, stack.order), query.weight, query.bias, key_value.weight,
                         key_value.bias, output.weight, output.bias, stack.hidden)
     assert stack.across is not None
-    return sublayer(x, stack, residual, Across(core), query.weight, query.bias, *told, output.weight, output.bias,
+    return sublayer(x, stack, residual, Across(core, last), query.weight, query.bias, *told, output.weight, output.bias,
                     stack.across)
 
 
 def feed_forward(x: Tensor, stack: Stack, residual: Any, feedforward: Any) -> Tensor:
     """(1, R, D) -> (1, R, D): the feed-forward layer and its residual."""
     inner, outer = feedforward.inner, feedforward.outer
-    part = FeedForward(feedforward.activation, feedforward.dropout, stack.noise)
+    last = Last(feedforward.dropout.scale, residual.dropout.scale)
+    part = FeedForward(feedforward.activation, feedforward.dropout, last, stack.noise)
     return sublayer(x, stack, residual, part, inner.weight, inner.bias, outer.weight, outer.bias)
