@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from conftest import make_batch, make_model
-from regard.model.layers import INIT, Dropout, Embedding, StochasticDepth, linear
+from regard.model.layers import INIT, Dropout, Embedding, StochasticDepth, drop, linear, new_noise
 
 
 @pytest.mark.parametrize("probability", [0.1, 0.3, 0.5, 0.9, 0.999])
@@ -19,6 +19,20 @@ def test_dropout_drops_its_share_and_keeps_the_mean(probability):
     deviation = math.sqrt(share * (1 - share) / x.numel())
     assert float((dropped == 0).float().mean()) == pytest.approx(share, abs=5 * deviation)
     assert dropped.unique().tolist() == pytest.approx([0, 1 / (1 - share)])
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float32, torch.float64])
+def test_bits_leave_whole_values_and_are_those_of_the_mask(kind):
+    dropout, x = Dropout(0.3), torch.randn(7, 9).to(kind)
+    torch.manual_seed(1)
+    mask = dropout.mask(x.shape, x)
+    torch.manual_seed(1)
+    bits = dropout.bits(x.shape, x, new_noise())
+    assert bits.element_size() == x.element_size() and mask.dtype == kind
+    left = drop(x.clone(), bits)
+    assert torch.equal(left, torch.where(mask == 0, 0, x)) and 0 < int((left == 0).sum()) < x.numel()
+    assert mask.unique().tolist() == pytest.approx([0, dropout.scale], rel=0.01)
+    assert dropout.eval().bits(x.shape, x, new_noise()) is None and dropout.scale == 1 and drop(x, None) is x
 
 
 def test_dropout_is_independent_between_values():

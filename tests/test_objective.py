@@ -34,6 +34,21 @@ def test_loss_and_gradients_are_torchs(smoothing, piece, monkeypatch):
         torch.testing.assert_close(found, right, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("pieces", [1, 3, 4, 6])
+def test_in_bfloat16_the_gradient_of_the_table_is_that_of_all_pieces(pieces, monkeypatch):
+    monkeypatch.setattr(objective, "SUMMED", 3)
+    monkeypatch.setattr(objective, "PIECE", 256)
+    torch.manual_seed(1)
+    features, targets = torch.randn(256 * pieces - 5, 16), torch.randint(50, (256 * pieces - 5,))
+    weight, found = torch.randn(50, 16, requires_grad=True), []
+    for kind in (torch.float64, torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=kind == torch.bfloat16):
+            given = features.to(kind), weight if kind == torch.bfloat16 else weight.double()
+            found.append(torch.autograd.grad(cross_entropy(*given, targets, 0.1)[0], weight)[0])
+    assert found[1].dtype == torch.float32
+    assert float((found[1] - found[0]).norm() / found[0].norm()) < 0.01
+
+
 def test_gradients_are_those_of_differences():
     features, weight, targets = tensors()
     assert torch.autograd.gradcheck(lambda *given: cross_entropy(*given, targets, 0.1)[0], (features, weight))

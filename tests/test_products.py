@@ -23,3 +23,14 @@ def test_a_search_of_any_sizes_has_few_shapes():
     assert all(rows <= more <= max(1.6 * rows, rows + 15) for rows, more in found.items() if rows > 2)
     assert found[1] == 1 and found[3] == 4 and found[17] == 32 and found[257] == 320
     assert len(set(found.values())) <= 50 and all(products.rounded(more) == more for more in found.values())
+
+
+@pytest.mark.parametrize("supported", {products.BFLOAT16, False})
+@pytest.mark.parametrize("kind", [torch.float64, torch.float32, torch.bfloat16])
+def test_a_linear_map_is_torchs(kind, supported, monkeypatch):
+    monkeypatch.setattr(products, "BFLOAT16", supported)
+    torch.manual_seed(1)
+    x, weight, bias = (torch.randn(*shape).to(kind) for shape in ((40, 6), (5, 6), (5,)))
+    found = products.mapped(x, weight, bias)
+    assert found.dtype == kind
+    torch.testing.assert_close(found, nn.functional.linear(x, weight, bias))

@@ -13,6 +13,8 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 ONEDNN, LARGE = "cpu" if torch._C._has_mkldnn else "nowhere", 1 << 18
 """The device whose products oneDNN makes, and from how many numbers of a table on it pays."""
+BFLOAT16 = ONEDNN == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+"""Whether oneDNN multiplies bfloat16 on this processor; it refuses where that has not even AVX-512."""
 PACKED: Any = WeakTensorKeyDictionary()
 
 
@@ -48,3 +50,12 @@ def packed(table: Tensor) -> Tensor:
     if known is None or known[0] != mark:
         known = PACKED[table] = mark, torch.ops.mkldnn._reorder_linear_weight(table.detach())
     return known[1]
+
+
+def mapped(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """x @ weight.T + bias, of rows (R, D), (E, D) and (E,) of one type, of which autograd is told nothing. In bfloat16
+    oneDNN adds the bias inside the product, where torch would first write it into all rows."""
+    if BFLOAT16 and x.dtype == torch.bfloat16 and x.device.type == "cpu":
+        y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+        return y
+    return torch.addmm(bias, x, weight.t())

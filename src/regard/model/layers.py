@@ -75,8 +75,8 @@ class Dropout(nn.Module):
         return drop(like.new_full(tuple(shape), self.scale), self.bits(shape, like, new_noise()))
 
     def bits(self, shape: Sequence[int], like: Tensor, noise: SFC64) -> Tensor | None:
-        """What `drop` leaves of each value, on a processor: all bits of those that stay, which are yet to be scaled, and
-        none of the others, as an integer of their size; None where nothing is dropped."""
+        """What `drop` leaves of each value, on a processor: all bits of those that stay, which are yet to be scaled,
+        and none of the others, as an integer of their size; None where nothing is dropped."""
         if not self.drops:
             return None
         count = math.prod(shape)

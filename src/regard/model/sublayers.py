@@ -21,6 +21,7 @@ from regard.model.attention import hiding
 from regard.model.layers import Dropout, drop, new_noise
 from regard.model.positions import Order
 from regard.model.rows import Packed
+from regard.products import mapped
 
 aten = torch.ops.aten
 Saved = list[Any]
@@ -96,7 +97,7 @@ class Last(NamedTuple):
     def forward(self, x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
         """Rows (R, F) -> rows (R, D), and the matrix, (D, F), that they were multiplied with."""
         weight = times(weight, self.before * self.after).to(x.dtype)
-        return torch.addmm(times(bias, self.after).to(x.dtype), x, weight.t()), weight
+        return mapped(x, weight, times(bias, self.after).to(x.dtype)), weight
 
     def grads(self, grad: Tensor, x: Tensor, wanted: bool) -> tuple[Tensor | None, Tensor | None]:
         """Of weight and bias."""
@@ -170,7 +171,7 @@ class Own(NamedTuple):
         """Queries, keys and values are one product."""
         (query, bias), (told, told_bias, out, out_bias, hidden) = scaled(x, self.core.heads, *inputs[:2]), inputs[2:]
         weight, bias = torch.cat([query, told]).to(x.dtype), torch.cat([bias, told_bias])
-        q, k, v = self.lay(torch.addmm(bias.to(x.dtype), x, weight.t()))
+        q, k, v = self.lay(mapped(x, weight, bias.to(x.dtype)))
         q, k = self.turned(q, self.order.rotate), self.turned(k, self.order.rotate)
         context, saved = self.core.forward(q, k, v, hidden)
         branch, out = self.last.forward(context, out, out_bias)
@@ -225,7 +226,7 @@ class Across(NamedTuple):
         """Only queries are made of the rows."""
         (weight, bias), (keys, values, out, out_bias, hidden) = scaled(x, self.core.heads, *inputs[:2]), inputs[2:]
         weight = weight.to(x.dtype)
-        (q,) = self.core.layout.lay(torch.addmm(bias.to(x.dtype), x, weight.t()), self.core.heads)
+        (q,) = self.core.layout.lay(mapped(x, weight, bias.to(x.dtype)), self.core.heads)
         context, saved = self.core.forward(q, keys.flatten(0, 1), values.flatten(0, 1), hidden)
         branch, out = self.last.forward(context, out, out_bias)
         return branch, [context, weight, out, *saved]
@@ -259,7 +260,7 @@ class FeedForward(NamedTuple):
     def forward(self, x: Tensor, *inputs: Tensor) -> tuple[Tensor, Saved]:
         """As it says."""
         inner, bias = (each.to(x.dtype) for each in inputs[:2])
-        before = torch.addmm(bias, x, inner.t())
+        before = mapped(x, inner, bias)
         values = self.activation.forward(before)
         keep = self.dropout.bits(values.shape, values, self.noise)
         drop(values, keep)
@@ -366,7 +367,7 @@ class _Sublayer(torch.autograd.Function):
             by_x, by_gain, by_shift = norm_grads(by_product @ matrix, norm, gain, shift)
             by_x += grad
         else:
-            by_x = torch.addmm(grad, by_product, matrix)
+            by_x = grad.addmm_(by_product, matrix)
         return by_x[None], None, None, None, by_gain, by_shift, *by_inputs
 
 
