@@ -64,7 +64,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, metavar="FOLDER", help="holds train.en and train.de")
     parser.add_argument("--rounds", type=int, default=6, help="blocks of each model (default 6)")
     parser.add_argument("--block", type=int, default=10, help="updates in a block (default 10)")
-    parser.add_argument("--warmup", type=int, default=5, help="updates before the first block (default 5)")
+    parser.add_argument("--warmup", type=int, default=15, help="updates before the first block (default 15)")
     parser.add_argument("--threads", type=int, default=2, help="processor threads (default 2)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_args()
