@@ -125,12 +125,12 @@ class SequenceDropout(Dropout):
 
     def forward(self, x: Tensor) -> Tensor:
         """Drop values of x, (B, T, D)."""
-        return x * self.factors(x, x.shape[-1]) if self.training and self.threshold else x
+        return x * self.factors(x, x.shape[-1]) if self.drops else x
 
     def factors(self, x: Tensor, width: int) -> Tensor:
         """What to multiply inputs of a width with, float (B, T, width), B and T those of x: ones outside training."""
         B, T = x.shape[:2]
-        if not self.training or self.threshold == 0:
+        if not self.drops:
             return x.new_ones(1).expand(B, T, width)
         return self.mask((B, 1 if self.variational else T, width), x).expand(-1, T, -1)
 

@@ -101,9 +101,7 @@ class Last(NamedTuple):
 
     def grads(self, grad: Tensor, x: Tensor, wanted: bool) -> tuple[Tensor | None, Tensor | None]:
         """Of weight and bias."""
-        if not wanted:
-            return None, None
-        return times(grad.t() @ x, self.before * self.after), times(grad.sum(0), self.after)
+        return product_grads(grad, x, wanted, self.before * self.after, self.after)
 
 
 def times(x: Tensor, factor: float) -> Tensor:
@@ -303,10 +301,12 @@ ACTIVATIONS = {
 }
 
 
-def product_grads(grad: Tensor, x: Tensor, wanted: bool) -> tuple[Tensor | None, Tensor | None]:
+def product_grads(
+    grad: Tensor, x: Tensor, wanted: bool, weight_factor: float = 1, bias_factor: float = 1
+) -> tuple[Tensor | None, Tensor | None]:
     """Of weight and bias of a linear map, (E, D) and (E,), from the gradient of what it gave, (R, E), and from what it
-    was given, (R, D)."""
-    return (grad.t() @ x, grad.sum(0)) if wanted else (None, None)
+    was given, (R, D); the factors are what weight and bias were multiplied with."""
+    return (times(grad.t() @ x, weight_factor), times(grad.sum(0), bias_factor)) if wanted else (None, None)
 
 
 # --- the residual and its norm ---------------------------------------------------------------------------------------
