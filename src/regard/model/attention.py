@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from regard.errors import ConfigError
 from regard.model.layers import INIT, Dropout, linear
+from regard.model.pairs import along
 from regard.model.rows import POSITIONS
 from regard.model.state import Memory
 from regard.shapes import fit
@@ -130,12 +131,6 @@ class Concat(Score):
     def compare(self, query: Tensor, projected: Tensor) -> Tensor:
         asked = nn.functional.linear(query, self.weight.weight[:, : self.query_width])
         return along(self.v.weight[0], asked, projected)
-
-
-def along(v: Tensor, asked: Tensor, told: Tensor) -> Tensor:
-    """v · tanh(a + b), (…, T, S), of each pair of a, (…, T, D), and b, (…, S, D)."""
-    hidden = torch.sigmoid_((asked.unsqueeze(-2) + told.unsqueeze(-3)).mul_(2))  # (…, T, S, D)
-    return hidden @ (2 * v) - v.sum()  # tanh x = 2 σ(2x) - 1, and σ takes a processor a sixth of the time
 
 
 class Gaussian(Score):
