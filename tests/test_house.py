@@ -11,7 +11,7 @@ FLOORS = {
     "config": 1, "config_model": 1, "config_train": 1, "text": 1,
     "data": 2, "shapes": 2, "products": 2,
     "model.attention": 3, "model.positions": 3, "model.state": 3, "model.layers": 3,
-    "model.pairs": 3, "model.pointer": 3, "model.rows": 3, "model.sublayers": 3,
+    "model.cells": 3, "model.pairs": 3, "model.pointer": 3, "model.rows": 3, "model.sublayers": 3,
     "model.rnn": 4, "model.conv": 4, "model.transformer": 4,
     "model.seq2seq": 5,
     "decode": 6, "look": 6, "metrics": 6,

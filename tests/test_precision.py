@@ -83,8 +83,6 @@ def test_other_processors_keep_to_mkl(processor, monkeypatch):
 @pytest.mark.parametrize("name", sorted(MODELS))
 def test_losses_and_gradients_in_bfloat16_are_near_those_in_float32(name):
     model, batch = make_model(name).float().train(), make_batch()
-    if any(isinstance(part, torch.nn.LSTM) for part in model.modules()) and precision.bfloat16_hardware(CPU) is None:
-        pytest.skip("this processor has no LSTM in bfloat16, and training refuses bfloat16 here")
     found = {}
     for kind in ("float32", "bfloat16"):
         with matrix_products(kind, CPU):

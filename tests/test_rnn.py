@@ -8,9 +8,11 @@ import torch
 from torch import nn
 
 from conftest import make_batch, model_config
+from regard.model import cells
+from regard.model.cells import KINDS, Cell
 from regard.model.layers import Embedding
 from regard.model.pointer import mixed_log_probabilities
-from regard.model.rnn import CELLS, Cell, RNNDecoder, RNNEncoder, SequenceDropout, parts_of, reverse
+from regard.model.rnn import RNNDecoder, RNNEncoder, SequenceDropout, reverse
 from regard.model.state import Memory
 from test_attention import looked, normal
 
@@ -41,11 +43,11 @@ def test_reverse_turns_the_real_part_around():
 
 
 @pytest.mark.parametrize("bidirectional", [True, False], ids=["both ways", "one way"])
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", KINDS)
 def test_encoder_is_torchs_with_packed_sequences(cell, bidirectional):
     settings = config(cell=cell, layers=2, bidirectional=bidirectional)
     encoder, batch = RNNEncoder(settings, Embedding(11, WIDTH)).double(), make_batch()
-    theirs = CELLS[cell](WIDTH, WIDTH // 2 if bidirectional else WIDTH, num_layers=2, batch_first=True,
+    theirs = KINDS[cell].module(WIDTH, WIDTH // 2 if bidirectional else WIDTH, num_layers=2, batch_first=True,
                          bidirectional=bidirectional).double()
     with torch.no_grad():
         for index, layer in enumerate(encoder.layers):
@@ -71,41 +73,64 @@ def test_summary_of_the_real_states(summary):
         same(memory.summary[row], states.mean(0) if summary == "mean" else states.amax(0))
 
 
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", KINDS)
 def test_a_cell_goes_on_from_its_state(cell):
     ours, x = Cell(cell, 3, 4).double(), torch.randn(2, 5, 3, dtype=torch.float64)
     whole, last = ours(x)
     first, middle = ours(x[:, :2])
     second, end = ours(x[:, 2:], middle)
-    assert tuple(last) == parts_of(cell)
+    assert tuple(last) == KINDS[cell].parts
     same(torch.cat([first, second], dim=1), whole)
     for name in last:
         same(end[name], last[name])
 
 
-@pytest.mark.parametrize("cell", CELLS)
-def test_the_steps_of_a_cell_are_torchs_and_so_are_their_gradients(cell):
-    """What search and the loops of a decoder run, against the fused kernel, float64 and float32."""
-    for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 1e-5)):
-        ours, x = Cell(cell, 5, 4).to(dtype), torch.randn(2, 6, 5, dtype=dtype)
-        start = {name: torch.randn(2, 4, dtype=dtype) for name in parts_of(cell)}
-        parts = [part[None] for part in start.values()]
-        expected, last = ours.rnn(x, tuple(parts) if cell == "lstm" else parts[0])
-        state, hidden = start, []
-        for gates in (ours.gates(x[..., :3]) + x[..., 3:] @ ours.part("weight_ih")[:, 3:].T).unbind(1):
-            state = ours.step(gates, state)
-            hidden.append(state["hidden"])
-        found = torch.stack(hidden, dim=1)
-        torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
-        for end, right in zip(state.values(), last if cell == "lstm" else (last,), strict=True):
-            torch.testing.assert_close(end, right[0], rtol=tolerance, atol=tolerance)
-        weights, upstream = list(ours.parameters()), torch.randn_like(found)
-        gradients, rights = (torch.autograd.grad(each, weights, upstream) for each in (found, expected))
-        for gradient, right in zip(gradients, rights, strict=True):
-            torch.testing.assert_close(gradient, right, rtol=tolerance, atol=tolerance)
-        single, after = ours(x[:, :1], start)
-        torch.testing.assert_close(single, expected[:, :1], rtol=tolerance, atol=tolerance)
-        assert torch.equal(after["hidden"], single[:, 0])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
+@pytest.mark.parametrize("cell", KINDS)
+def test_a_cell_is_torchs_and_so_are_its_gradients(cell, dtype, monkeypatch):
+    """A whole sequence, and the single steps that search and the loops of a decoder make."""
+    tolerance = {"rtol": 1e-12, "atol": 1e-12} if dtype == torch.float64 else {"rtol": 1e-5, "atol": 1e-5}
+    monkeypatch.setattr(cells, "MANY", 10)
+    ours, x = Cell(cell, 5, 4).to(dtype), torch.randn(2, 6, 5, dtype=dtype, requires_grad=True)
+    start = {name: torch.randn(2, 4, dtype=dtype, requires_grad=True) for name in KINDS[cell].parts}
+    parts = [part[None] for part in start.values()]
+    expected = flat(*ours.rnn(x, tuple(parts) if cell == "lstm" else parts[0]))
+    learned, upstream = [x, *start.values(), *ours.parameters()], torch.randn_like(expected)
+    rights = torch.autograd.grad(expected, learned, upstream)
+    state, hidden = start, []
+    for gates in (ours.gates(x[..., :3]) + x[..., 3:] @ ours.part("weight_ih")[:, 3:].T).unbind(1):
+        state = ours.step(gates, state)
+        hidden.append(state["hidden"])
+    for states, last in (ours(x, start), (torch.stack(hidden, dim=1), state)):
+        found = flat(states, tuple(last.values()))
+        torch.testing.assert_close(found, expected, **tolerance)
+        for gradient, right in zip(torch.autograd.grad(found, learned, upstream), rights, strict=True):
+            torch.testing.assert_close(gradient, right, **tolerance)
+    with torch.no_grad():
+        for run in (ours(x, start), ours(x[:, :1], start)):
+            torch.testing.assert_close(run[0], expected[:48].view(2, 6, 4)[:, : run[0].shape[1]], **tolerance)
+            assert torch.equal(run[1]["hidden"].to(dtype), run[0][:, -1])
+
+
+def flat(states, last):
+    """All numbers in a row: the states after each input, and the last."""
+    ends = last if isinstance(last, tuple) else (last,)
+    return torch.cat([each.flatten() for each in (states, *ends)])
+
+
+def test_a_cell_leaves_no_program_behind_for_each_shape(monkeypatch):
+    """torch's own does, in oneDNN, and its memory grows with them."""
+    monkeypatch.setattr(nn.LSTM, "forward", None)
+    states, _ = Cell("lstm", 5, 4)(torch.randn(2, 6, 5))
+    states.sum().backward()
+
+
+def test_in_bfloat16_the_cell_of_an_lstm_is_float32():
+    cell, x = Cell("lstm", 5, 4), torch.randn(2, 6, 5)
+    with torch.autocast("cpu", torch.bfloat16):
+        states, last = cell(x)
+        after = cell.step(cell.gates(x[:, 0]), last)
+    assert (states.dtype, last["cell"].dtype, after["cell"].dtype) == (torch.bfloat16, torch.float32, torch.float32)
 
 
 def a_memory():
@@ -136,7 +161,7 @@ class Plain:
             step.load_state_dict({name.removesuffix("_l0"): weights for name, weights in layer.rnn.named_parameters()})
             self.cells.append(step)
         start = torch.tanh(decoder.bridge(memory.summary)).split(WIDTH, dim=-1)
-        parts = len(parts_of(settings.cell))
+        parts = len(KINDS[settings.cell].parts)
         self.states = [start[index * parts : (index + 1) * parts] for index in range(len(self.cells))]
         self.coverage = torch.zeros(memory.mask.shape, dtype=torch.float64)
         self.fed = torch.zeros(len(memory.mask), WIDTH, dtype=torch.float64)
@@ -238,7 +263,7 @@ PAPERS = {
 }
 
 
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", KINDS)
 @pytest.mark.parametrize("name", PAPERS)
 def test_decoder_is_the_papers_loop(name, cell):
     equations, changes = PAPERS[name]

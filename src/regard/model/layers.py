@@ -35,6 +35,12 @@ def linear(inputs: int, outputs: int) -> nn.Linear:
     return module
 
 
+def narrow(x: Tensor) -> Tensor:
+    """What layers compute with: bfloat16 where products are made in it, so that nothing is cast back and forth."""
+    device = x.device.type
+    return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
+
+
 class Dropout(nn.Module):
     """Dropout (Srivastava et al. 2014) whose cost does not show.
 

@@ -1,13 +1,12 @@
 """The RNN encoder-decoder: with its fixed vector (Cho et al. 2014, Sutskever et al. 2014) or with attention
 (Bahdanau et al. 2015, Luong et al. 2015).
 
-B batch, S source length, T target length, D width, E the memory's width, G the width of a cell's gates (1, 3 or 4 D).
+B batch, S source length, T target length, D width, E the memory's width.
 The name in taps is "cross.0". In a decoder's `State.cache`, "i.hidden" and "i.cell", float (B, D), are the state of
 layer i; "coverage", (B, S), the sum of all weights so far; "fed", (B, D), what the last attention made. In `shared`,
 "projected", (B, S, D), are the keys as the score compares them.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -15,85 +14,9 @@ from torch import Tensor, nn
 
 from regard.config_model import RNNDecoderConfig, RNNEncoderConfig
 from regard.model.attention import Attention, fixed
-from regard.model.layers import Dropout, Embedding, Layers
+from regard.model.cells import KINDS, Cell
+from regard.model.layers import Dropout, Embedding, Layers, narrow
 from regard.model.state import Memory, State, Taps
-
-CELLS: dict[str, type[nn.RNN | nn.GRU | nn.LSTM]] = {"elman": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}
-
-
-def elman(x: Tensor, U: Tensor, b: Tensor, hidden: Tensor) -> tuple[Tensor, ...]:
-    """h' = tanh(x + U h + b) (Elman 1990). x, float (B, G), is what the input says of the gates."""
-    return (torch.tanh(x + nn.functional.linear(hidden, U, b)),)
-
-
-def gru(x: Tensor, U: Tensor, b: Tensor, hidden: Tensor) -> tuple[Tensor, ...]:
-    """r, z = σ(x + U h + b); n = tanh(x + r ⊙ (U h + b)); h' = (1 - z) ⊙ n + z ⊙ h (Cho et al. 2014)."""
-    asked, two = nn.functional.linear(hidden, U, b), 2 * hidden.shape[1]
-    r, z = torch.sigmoid(x[:, :two] + asked[:, :two]).chunk(2, dim=1)
-    new = torch.tanh(x[:, two:] + r * asked[:, two:])
-    return (new + z * (hidden - new),)
-
-
-def lstm(x: Tensor, U: Tensor, b: Tensor, hidden: Tensor, cell: Tensor) -> tuple[Tensor, ...]:
-    """i, f, o = σ(x + U h + b); g = tanh(x + U h + b); c' = f ⊙ c + i ⊙ g; h' = o ⊙ tanh(c') (Gers et al. 2000)."""
-    i, f, g, o = (x + nn.functional.linear(hidden, U, b)).chunk(4, dim=1)
-    cell = torch.sigmoid(f) * cell + torch.sigmoid(i) * torch.tanh(g)
-    return torch.sigmoid(o) * torch.tanh(cell), cell
-
-
-STEPS: dict[str, Callable[..., tuple[Tensor, ...]]] = {"elman": elman, "gru": gru, "lstm": lstm}
-
-
-class Cell(nn.Module):
-    """One layer of a recurrent network: over a whole sequence by torch's fused kernel, or step by step.
-
-    Args:
-        kind: "elman", "gru" or "lstm".
-        inputs: size of an input.
-        width: D, size of a state.
-    """
-
-    def __init__(self, kind: str, inputs: int, width: int):
-        super().__init__()
-        self.kind, self.names = kind, parts_of(kind)
-        self.rnn = CELLS[kind](inputs, width, batch_first=True)
-
-    def forward(self, x: Tensor, start: dict[str, Tensor] | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-        """Run over x, float (B, T, inputs), from the given state (zeros if None).
-
-        Returns:
-            the hidden state after each input, (B, T, D), and the last state by name ("hidden", "cell"), each (B, D).
-        """
-        first = None
-        if start is not None:
-            if x.shape[1] == 1 and not x.is_cuda:  # a step of search: preparing the fused kernel costs more than it
-                after = self.step(self.gates(x[:, 0]), start)
-                return after["hidden"].unsqueeze(1), after
-            parts = [start[name].unsqueeze(0).contiguous() for name in self.names]
-            first = (parts[0], parts[1]) if len(parts) == 2 else parts[0]
-        states, last = self.rnn(x, first)
-        ends = last if isinstance(last, tuple) else (last,)
-        return states, {name: end.squeeze(0) for name, end in zip(self.names, ends, strict=True)}
-
-    def gates(self, x: Tensor) -> Tensor:
-        """W x + b, float (…, G): what x, the input or the first values of it, says of the gates."""
-        return nn.functional.linear(x, self.part("weight_ih")[:, : x.shape[-1]], self.part("bias_ih"))
-
-    def step(self, gates: Tensor, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The state after one step, from what its input says of the gates, (B, G), and the state before it."""
-        before = (state[name] for name in self.names)
-        after = STEPS[self.kind](gates, self.part("weight_hh"), self.part("bias_hh"), *before)
-        return dict(zip(self.names, after, strict=True))
-
-    def part(self, name: str) -> Tensor:
-        """A matrix or bias of torch's module: "ih" meets the input, "hh" the last state; (G, …)."""
-        weights: Tensor = getattr(self.rnn, f"{name}_l0")
-        return weights
-
-
-def parts_of(kind: str) -> tuple[str, ...]:
-    """The names of the tensors that a cell carries from step to step."""
-    return ("hidden", "cell") if kind == "lstm" else ("hidden",)
 
 
 def reverse(x: Tensor, mask: Tensor) -> Tensor:
@@ -237,7 +160,7 @@ class RNNDecoder(nn.Module):
         self.layers = Layers[Cell](
             Cell(config.cell, inputs if index == 0 else width, width) for index in range(config.layers)
         )
-        self.parts = [f"{index}.{name}" for index in range(config.layers) for name in parts_of(config.cell)]
+        self.parts = [f"{index}.{name}" for index in range(config.layers) for name in KINDS[config.cell].parts]
         self.bridge = nn.Linear(memory_width, len(self.parts) * width)
         self.attention = None if config.attention == "none" else Attention(
             config.score, width, memory_width, config.window, config.window_radius, config.coverage)
@@ -280,7 +203,7 @@ class RNNDecoder(nn.Module):
             c = fixed(x, state.memory)
             x = c if self.context == "input_only" else torch.cat([x, c], dim=-1)
         for index, layer in enumerate(self.layers):
-            y, last = layer(self.dropout(x), {name: cache[f"{index}.{name}"] for name in layer.names})
+            y, last = layer(self.dropout(x), {name: cache[f"{index}.{name}"] for name in layer.kind.parts})
             x = x + y if self.residual and index else y
             cache.update({f"{index}.{name}": tensor for name, tensor in last.items()})
         weights: Tensor | None = None
@@ -297,7 +220,7 @@ class RNNDecoder(nn.Module):
         factor = self.dropout.factors(x, first.rnn.input_size)
         factors = [factor[..., width:], *(self.dropout.factors(x, width) for _ in others)]
         tokens = first.gates(x * factor[..., :width]).unbind(1)  # T times (B, G), made in one product
-        weight = first.part("weight_ih")[:, width:].T  # what enters beside the token meets it in each step
+        weight = narrow(first.part("weight_ih")[:, width:]).T  # what enters beside the token meets it in each step
 
         def enter(t: int, beside: Tensor) -> Tensor:
             """Step t through all layers, (B, 1, inputs) -> (B, 1, D)."""
@@ -305,7 +228,7 @@ class RNNDecoder(nn.Module):
             for index, layer in enumerate(self.layers):
                 dropped = y * factors[index][:, t]
                 gates = layer.gates(dropped) if index else torch.addmm(tokens[t], dropped, weight)
-                after = layer.step(gates, {name: cache[f"{index}.{name}"] for name in layer.names})
+                after = layer.step(gates, {name: cache[f"{index}.{name}"] for name in layer.kind.parts})
                 cache.update({f"{index}.{name}": tensor for name, tensor in after.items()})
                 y = y + after["hidden"] if self.residual and index else after["hidden"]
             return y.unsqueeze(1)

@@ -128,6 +128,12 @@ def _spread(x: Tensor, places: Tensor, pieces: Tensor) -> Tensor:
     return spread
 
 
+def whole(rows: Tensor) -> Tensor:
+    """(N, …) with rows of zeros up to a multiple of `ROWS`, so that products have few shapes; they add nothing to sums
+    of outer products with them."""
+    return nn.functional.pad(rows, (0, 0, 0, -len(rows) % ROWS))
+
+
 def packs(mask: Tensor, training: bool) -> bool:
     """Whether the real tokens of a batch, bool (B, T), are packed: in training on a processor, where each sequence has
     one. A GPU would have to wait to know which rows are real."""

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from regard.config_model import TransformerSideConfig
 from regard.model.attention import MultiHeadAttention
-from regard.model.layers import Dropout, Embedding, Layers, StochasticDepth, at_depth, linear
+from regard.model.layers import Dropout, Embedding, Layers, StochasticDepth, at_depth, linear, narrow
 from regard.model.positions import POSITIONS, Order
 from regard.model.rows import Packed, packs
 from regard.model.state import Memory, Past, State, Taps, apart
@@ -160,12 +160,6 @@ def source_mask(state: State) -> Tensor:
     """Where attention to the source may look, bool (N, 1, 1, S): as many places as the keys have."""
     missing = state.shared["0.keys"].shape[2] - state.memory.mask.shape[1]
     return nn.functional.pad(state.memory.mask, (0, missing))[:, None, None, :]
-
-
-def narrow(x: Tensor) -> Tensor:
-    """What layers compute with: bfloat16 where products are made in it, so that nothing is cast back and forth."""
-    device = x.device.type
-    return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
 
 
 def tapped(attended: tuple[Tensor, Tensor | None], name: str, taps: Taps | None) -> Tensor:

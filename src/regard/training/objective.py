@@ -6,14 +6,14 @@ The projection to the vocabulary is folded in and worked off in pieces, so that 
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from regard.config_train import TrainConfig
 from regard.data.batches import Batch
 from regard.model.pointer import mixed_log_probabilities
 from regard.model.rnn import RNNDecoder
-from regard.model.rows import ROWS
+from regard.model.rows import whole
 from regard.model.seq2seq import Seq2Seq
 from regard.model.state import Taps
 
@@ -62,7 +62,7 @@ class _ProjectedCrossEntropy(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         wanted = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
         w, count, features = weight.to(kind), len(features), features.to(weight.dtype)
-        x, right = whole_pieces(features.to(kind)), whole_pieces(targets[:, None])
+        x, right = whole(features.to(kind)), whole(targets[:, None])
         grad_features = torch.empty_like(x, dtype=weight.dtype) if wanted else None
         grad_weight = _TableGradient(weight, kind) if wanted else None
         right_logits, right_log_p = (torch.empty_like(right, dtype=weight.dtype) for _ in range(2))
@@ -95,12 +95,6 @@ class _ProjectedCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         grad_features, grad_weight = ctx.saved_tensors
         return grad_features * grads[0], grad_weight * grads[0], None, None, None
-
-
-def whole_pieces(rows: Tensor) -> Tensor:
-    """(N, …) with rows of zeros up to a multiple of `ROWS`, so that products have few shapes; they add nothing to sums
-    of outer products with them."""
-    return nn.functional.pad(rows, (0, 0, 0, -len(rows) % ROWS))
 
 
 def cross_entropy(features: Tensor, weight: Tensor, targets: Tensor, smoothing: float = 0.0) -> tuple[Tensor, Tensor]:

@@ -9,8 +9,9 @@ from torch.utils.checkpoint import checkpoint
 
 from regard.data.batches import Batch
 from regard.model.pointer import mixed_log_probabilities
+from regard.model.rows import whole
 from regard.model.seq2seq import Seq2Seq
-from regard.training.objective import Guide, attention_loss, wanted_taps, whole_pieces
+from regard.training.objective import Guide, attention_loss, wanted_taps
 
 PIECE = 256
 """Rows whose log-probabilities, of both passes, exist at one time."""
@@ -33,7 +34,7 @@ class _AgreeingCrossEntropy(torch.autograd.Function):
         kind: torch.dtype
     ) -> tuple[Tensor, Tensor]:
         w, right, quarter, count = weight.to(kind), targets[:, None], alpha / 4, len(targets)
-        x, y = passes = [whole_pieces(each.to(kind)) for each in (first, second)]
+        x, y = passes = [whole(each.to(kind)) for each in (first, second)]
         grads = [torch.empty_like(each, dtype=weight.dtype) for each in passes]
         grad_weight = torch.zeros_like(weight)
         right_logits, surprise, apart = (weight.new_zeros(()) for _ in range(3))

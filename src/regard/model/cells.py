@@ -1,0 +1,250 @@
+"""Recurrent cells, written out with their gradients: Elman's, the GRU and the LSTM.
+
+torch's own go through oneDNN, which keeps a program for each new length and size of a batch: amid what training frees
+they grew its memory to twice what it needs (docs/log.md, 2026-11-30).
+
+B batch, T length, D width of a state, G width of a cell's gates (1, 3 or 4 D). Products are made in the type of their
+factors; what is done to each number by itself, and an LSTM's cell, in float32 or wider.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from regard.model.layers import narrow
+from regard.model.rows import whole
+
+Tensors = tuple[Tensor, ...]
+sigmoid_back, tanh_back = torch.ops.aten.sigmoid_backward, torch.ops.aten.tanh_backward
+
+
+MANY = 1 << 13
+"""Numbers from which on it pays to make tanh x of 2 σ(2x) - 1: σ takes a processor a third of the time, a call 3 us."""
+
+
+def tanh(x: Tensor) -> Tensor:
+    """tanh x."""
+    return torch.tanh(x) if x.numel() < MANY else torch.sigmoid_(2 * x).mul_(2).sub_(1)
+
+
+class Kind(NamedTuple):
+    """A kind of cell.
+
+    Attributes:
+        module: torch's module, which holds the weights; on a GPU it runs too.
+        parts: names of what is carried from step to step, the hidden state first; each (B, D).
+        apart: whether a gate treats U h + b and what the input says of it, x, unlike; else they are summed first.
+        step: (x, asked, *state) -> the state after the step, and what `back` has to know. x, (B, G), is what the input
+            says, asked is U h + b or, where not apart, x + U h + b; it may be written to.
+        back: (known, *gradients of the state after) -> gradients of x and of asked, and of each part of the state
+            before, as far as they do not come through asked; None: nothing does.
+    """
+
+    module: type[nn.RNN | nn.GRU | nn.LSTM]
+    parts: tuple[str, ...]
+    apart: bool
+    step: Callable[..., tuple[Tensors, Tensors]]
+    back: Callable[..., tuple[Tensor, Tensor, tuple[Tensor | None, ...]]]
+
+
+def elman(x: Tensor, asked: Tensor, hidden: Tensor) -> tuple[Tensors, Tensors]:
+    """h' = tanh(x + U h + b) (Elman 1990)."""
+    after = tanh(asked)
+    return (after,), (after,)
+
+
+def elman_back(known: Tensors, after: Tensor) -> tuple[Tensor, Tensor, tuple[None]]:
+    asked = tanh_back(after, known[0])
+    return asked, asked, (None,)
+
+
+def gru(x: Tensor, asked: Tensor, hidden: Tensor) -> tuple[Tensors, Tensors]:
+    """r, z = σ(x + U h + b); n = tanh(x + r ⊙ (U h + b)); h' = (1 - z) ⊙ n + z ⊙ h (Cho et al. 2014)."""
+    two = 2 * hidden.shape[1]
+    gates, last = torch.sigmoid_(x[:, :two] + asked[:, :two]), asked[:, two:]
+    r, z = gates.chunk(2, dim=1)
+    new = tanh(torch.addcmul(x[:, two:], r, last))
+    return (torch.lerp(new, hidden, z),), (gates, new, last, hidden)
+
+
+def gru_back(known: Tensors, after: Tensor) -> tuple[Tensor, Tensor, Tensors]:
+    gates, new, last, hidden = known
+    r, z = gates.chunk(2, dim=1)
+    kept = after * z
+    to_new = tanh_back(after - kept, new)
+    to_gates = sigmoid_back(torch.cat([to_new * last, after * (hidden - new)], dim=1), gates)
+    return torch.cat([to_gates, to_new], dim=1), torch.cat([to_gates, to_new * r], dim=1), (kept,)
+
+
+def lstm(x: Tensor, asked: Tensor, hidden: Tensor, cell: Tensor) -> tuple[Tensors, Tensors]:
+    """i, f, o = σ(x + U h + b); g = tanh(x + U h + b); c' = f ⊙ c + i ⊙ g; h' = o ⊙ tanh(c') (Gers et al. 2000)."""
+    third = asked.chunk(4, dim=1)[2].mul_(2)
+    i, f, _, o = torch.sigmoid_(asked).chunk(4, dim=1)
+    g = (2 * third).sub_(1)  # tanh x = 2 σ(2x) - 1
+    after = torch.addcmul(i * g, f, cell)
+    bent = tanh(after)
+    return (o * bent, after), (asked, g, cell, bent)
+
+
+def lstm_back(known: Tensors, hidden: Tensor, cell: Tensor) -> tuple[Tensor, Tensor, tuple[None, Tensor]]:
+    gates, g, before, bent = known
+    i, f, _, o = gates.chunk(4, dim=1)
+    cell = cell + tanh_back(hidden * o, bent)
+    asked = torch.empty_like(gates)
+    pairs = (cell, g), (cell, before), (4 * cell, i), (hidden, bent)
+    for part, (left, right) in zip(asked.chunk(4, dim=1), pairs, strict=True):
+        torch.mul(left, right, out=part)
+    sigmoid_back.grad_input(asked, gates, grad_input=asked)
+    return asked, asked, (None, cell * f)
+
+
+KINDS = {
+    "elman": Kind(nn.RNN, ("hidden",), False, elman, elman_back),
+    "gru": Kind(nn.GRU, ("hidden",), True, gru, gru_back),
+    "lstm": Kind(nn.LSTM, ("hidden", "cell"), False, lstm, lstm_back),
+}
+
+
+class Cell(nn.Module):
+    """One layer of a recurrent network.
+
+    Args:
+        kind: "elman", "gru" or "lstm".
+        inputs: size of an input.
+        width: D, size of a state.
+    """
+
+    def __init__(self, kind: str, inputs: int, width: int):
+        super().__init__()
+        self.kind = KINDS[kind]
+        self.rnn = self.kind.module(inputs, width, batch_first=True)
+
+    def forward(self, x: Tensor, start: dict[str, Tensor] | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        """Run over x, float (B, T, inputs), from the given state (zeros if None).
+
+        Returns:
+            the hidden state after each input, (B, T, D), and the last state by name ("hidden", "cell"), each (B, D).
+        """
+        if start is None:
+            start = dict.fromkeys(self.kind.parts, x.new_zeros(len(x), self.rnn.hidden_size))
+        if x.is_cuda:
+            return self.fused(x, start)
+        if x.shape[1] == 1:  # as in a step of search
+            after = self.step(self.gates(x[:, 0]), start)
+            return after["hidden"].unsqueeze(1), after
+        gates = self.gates(x.transpose(0, 1).contiguous())
+        states, *last = _Run.apply(  # type: ignore[no-untyped-call]
+            self.kind, torch.is_grad_enabled(), narrow(self.part("weight_hh")), self.part("bias_hh"), gates,
+            *(start[name] for name in self.kind.parts))
+        return states.transpose(0, 1), dict(zip(self.kind.parts, last, strict=True))
+
+    def fused(self, x: Tensor, start: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """The same by torch's kernel for the device."""
+        first = tuple(start[name].unsqueeze(0).contiguous() for name in self.kind.parts)
+        states, last = self.rnn(x, first if len(first) > 1 else first[0])
+        ends = last if isinstance(last, tuple) else (last,)
+        return states, {name: end.squeeze(0) for name, end in zip(self.kind.parts, ends, strict=True)}
+
+    def gates(self, x: Tensor) -> Tensor:
+        """What x, float (…, inputs) or the first values of it, says of the gates, float (…, G), with all biases but
+        those that the gates of a GRU have apart."""
+        bias = self.part("bias_ih") if self.kind.apart else self.part("bias_ih") + self.part("bias_hh")
+        return nn.functional.linear(x, self.part("weight_ih")[:, : x.shape[-1]], bias)
+
+    def step(self, gates: Tensor, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The state after one step, from what its input says of the gates, (B, G), and the state before it."""
+        U, b, before = narrow(self.part("weight_hh")), self.part("bias_hh"), [state[name] for name in self.kind.parts]
+        if torch.is_grad_enabled():
+            after = _Step.apply(self.kind, U, b, gates, *before)  # type: ignore[no-untyped-call]
+        else:
+            after, _ = one_step(self.kind, U, b, gates, before[0].to(U.dtype), *widened(*before))
+        return dict(zip(self.kind.parts, after, strict=True))
+
+    def part(self, name: str) -> Tensor:
+        """A matrix or bias of torch's module: "ih" meets the input, "hh" the last state; (G, …)."""
+        weights: Tensor = getattr(self.rnn, f"{name}_l0")
+        return weights
+
+
+def one_step(kind: Kind, U: Tensor, b: Tensor, x: Tensor, hidden: Tensor, *state: Tensor) -> tuple[Tensors, Tensors]:
+    """A step of a cell from U, (G, D), b, (G,), what the input says of the gates, (B, G), and the state, whose hidden
+    part comes first in the type in which U meets it."""
+    asked = torch.addmm((b if kind.apart else x).to(U.dtype), hidden, U.t()).to(state[0].dtype)
+    return kind.step(x.to(asked.dtype), asked, *state)
+
+
+def widened(*state: Tensor) -> Tensors:
+    """A state in float32 or wider."""
+    return tuple(part.to(torch.float64 if part.dtype == torch.float64 else torch.float32) for part in state)
+
+
+class _Step(torch.autograd.Function):
+    """One step of a cell: what `one_step` says, without the type of the hidden state."""
+
+    @staticmethod
+    def forward(ctx: Any, kind: Kind, U: Tensor, b: Tensor, x: Tensor, *state: Tensor) -> Tensors:
+        hidden = state[0].to(U.dtype)
+        after, known = one_step(kind, U, b, x, hidden, *widened(*state))
+        ctx.save_for_backward(U, hidden, *known)
+        ctx.kind, ctx.types = kind, [part.dtype for part in (b, x, *state)]
+        return after
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        U, hidden, *known = ctx.saved_tensors
+        x, asked, direct = ctx.kind.back(tuple(known), *grads)
+        asked = asked.to(U.dtype)
+        return None, asked.t() @ hidden, *in_types(
+            ctx.types, asked.sum(0) if ctx.kind.apart else None, x, *before(asked @ U, *direct))
+
+
+class _Run(torch.autograd.Function):
+    """A cell over a whole sequence: U, (G, D), b, (G,), and what each input says of the gates, (T, B, G)."""
+
+    @staticmethod
+    def forward(ctx: Any, kind: Kind, learns: bool, U: Tensor, b: Tensor, x: Tensor, *first: Tensor) -> Tensors:
+        (T, B, _), D = x.shape, U.shape[1]
+        hidden, state = U.new_empty(T + 1, B, D), widened(*first)
+        known: list[Tensor] = []
+        hidden[0] = state[0]
+        for t in range(T):
+            state, each = one_step(kind, U, b, x[t], hidden[t], *state)
+            hidden[t + 1] = state[0]
+            known += each if learns else ()
+        ctx.save_for_backward(U, hidden, *known)
+        ctx.kind, ctx.types = kind, [part.dtype for part in (b, x, *first)]
+        return hidden[1:], *state
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        U, hidden, *known = ctx.saved_tensors
+        kind, state, (T, B, _) = ctx.kind, grads[1:], grads[0].shape
+        each = len(known) // T
+        asked = U.new_empty(T, B, len(U))
+        x = torch.empty_like(asked) if kind.apart else asked
+        for t in reversed(range(T)):
+            of_step = tuple(known[t * each : (t + 1) * each])
+            to_x, asked[t], direct = kind.back(of_step, state[0] + grads[0][t], *state[1:])
+            if kind.apart:
+                x[t] = to_x
+            state = before(asked[t] @ U, *direct)
+        rows, met = few(asked.flatten(0, 1)), few(hidden[:-1].flatten(0, 1))
+        return None, None, rows.t() @ met, *in_types(ctx.types, rows.sum(0) if kind.apart else None, x, *state)
+
+
+def before(through: Tensor, direct: Tensor | None, *others: Tensor) -> Tensors:
+    """Gradients of the state before a step: that of its hidden part comes through asked, and maybe directly too."""
+    through = widened(through)[0]
+    return (through if direct is None else direct + through, *others)
+
+
+def few(rows: Tensor) -> Tensor:
+    """(N, …), in bfloat16 with rows of zeros that make the shapes of products few."""
+    return whole(rows) if rows.dtype == torch.bfloat16 else rows
+
+
+def in_types(types: Sequence[torch.dtype], *grads: Tensor | None) -> Iterator[Tensor | None]:
+    """Gradients in the types of what they belong to."""
+    return (each if each is None else each.to(type_) for each, type_ in zip(grads, types, strict=True))
