@@ -7,7 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from conftest import make_batch, make_model, said
-from regard.training import objective, r_drop
+from regard.training import r_drop
 from regard.training.objective import coverage_loss, loss_of
 from regard.training.r_drop import r_drop_loss_of
 
@@ -85,7 +85,7 @@ def test_a_frozen_table_gets_no_gradient():
 def test_no_tensor_of_all_logits_is_made(monkeypatch):
     """No tensor that the loss makes has more rows of the vocabulary's size than a piece; none is kept."""
     monkeypatch.setattr(r_drop, "PIECE", 4)
-    monkeypatch.setattr(objective, "ROWS", 4)
+    monkeypatch.setattr("regard.model.rows.ROWS", 4)
     rows, size = 30, 50
     first, second = (torch.randn(rows, 6, requires_grad=True) for _ in range(2))
     weight, targets = torch.randn(size, 6, requires_grad=True), torch.randint(size, (rows,))

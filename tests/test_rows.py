@@ -2,7 +2,7 @@
 
 import torch
 
-from regard.model.rows import POSITIONS, ROWS, Packed, packs
+from regard.model.rows import POSITIONS, ROWS, Packed, packs, sentences
 
 MASK = torch.tensor([[True] * 5, [True] * 2 + [False] * 3, [True] * 4 + [False]])
 
@@ -86,3 +86,10 @@ def test_laying_out_and_taking_up_are_each_the_gradient_of_the_other():
 def test_real_tokens_are_given_sentence_after_sentence():
     layout, x = Packed(MASK), numbered(3, 5, 4)
     assert torch.equal(layout.real(layout.pack(x)), x[MASK])
+
+
+def test_numbers_of_sentences_are_few_and_little_is_added():
+    counts = range(1, 2000)
+    assert all(count <= sentences(count) <= 1.125 * count for count in counts)
+    assert [sentences(count) for count in range(1, 17)] == [*range(1, 17)]
+    assert len({sentences(count) for count in counts}) < 75

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from conftest import make_batch, model_config
+from regard.model import seq2seq
 from regard.model.seq2seq import build_model
 from regard.products import LARGE
 
@@ -26,6 +27,34 @@ def test_shapes():
     assert features.shape == (*batch.target_in.shape, 8)
     assert model.project(features).shape == (*batch.target_in.shape, 9)
     torch.testing.assert_close(model.project(features), features @ model.output.T)
+
+
+@pytest.mark.parametrize("name", ["before-copy", "after-feeding", "fixed-lstm-max", "mixed-rnn-conv",
+                                  "mixed-transformer-after"])
+def test_in_bfloat16_a_recurrent_network_learns_from_its_own_rows_alone(name, monkeypatch):
+    """The rows that `sentences` adds change no feature, no weight of attention and no gradient."""
+    found, batch = [], make_batch()
+    for count in (len(batch), 7):
+        monkeypatch.setattr(seq2seq, "sentences", lambda _, count=count: count)
+        torch.manual_seed(1)
+        model, taps, rows = build_model(model_config(name), 9, 9).train(), {}, []
+        model.decoder.register_forward_pre_hook(lambda _, given, rows=rows: rows.append(len(given[0])))
+        with torch.autocast("cpu", torch.bfloat16):
+            features = model(batch, taps)
+        features[batch.target_mask].float().square().sum().backward()
+        assert rows == [count] and len(features) == len(batch)
+        found.append([features, *taps.values(), *(weights.grad for weights in model.parameters())])
+    for right, filled in zip(*found, strict=True):
+        torch.testing.assert_close(filled, right, rtol=0.02, atol=0.02 * float(right.detach().abs().max()))
+
+
+@pytest.mark.parametrize("name, training, kind", [
+    ("after-feeding", True, torch.float32), ("after-feeding", False, torch.bfloat16), ("conv", True, torch.bfloat16)])
+def test_rows_are_added_only_where_they_pay(name, training, kind, monkeypatch):
+    monkeypatch.setattr(seq2seq, "sentences", None)
+    model = build_model(model_config(name), 11, 9).train(training)
+    with torch.autocast("cpu", torch.bfloat16, enabled=kind == torch.bfloat16):
+        model(make_batch())
 
 
 @torch.no_grad()

@@ -134,6 +134,13 @@ def whole(rows: Tensor) -> Tensor:
     return nn.functional.pad(rows, (0, 0, 0, -len(rows) % ROWS))
 
 
+def sentences(count: int) -> int:
+    """So many sentences or up to an eighth more, of which there are few numbers: what a recurrent network multiplies in
+    each step has a row for each."""
+    step = 1 << max(0, count.bit_length() - 4)
+    return -(-count // step) * step
+
+
 def packs(mask: Tensor, training: bool) -> bool:
     """Whether the real tokens of a batch, bool (B, T), are packed: in training on a processor, where each sequence has
     one. A GPU would have to wait to know which rows are real."""

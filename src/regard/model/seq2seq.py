@@ -14,6 +14,7 @@ from regard.model.conv import ConvDecoder, ConvEncoder
 from regard.model.layers import INIT, Embedding
 from regard.model.pointer import mixed_log_probabilities
 from regard.model.rnn import RNNDecoder, RNNEncoder, reverse
+from regard.model.rows import sentences
 from regard.model.state import Memory, State, Taps
 from regard.model.transformer import TransformerDecoder, TransformerEncoder
 from regard.products import product
@@ -43,6 +44,7 @@ class Seq2Seq(nn.Module):
         self.decoder: RNNDecoder | ConvDecoder | TransformerDecoder = DECODERS[decoder.kind](
             decoder, target, encoder.width)
         self.output = target.weight if config.tie != "none" else nn.Parameter(torch.randn_like(target.weight) * INIT)
+        self.recurrent = "rnn" in (encoder.kind, decoder.kind)
         self.reverse_source = config.reverse_source
         self.copies = isinstance(decoder, RNNDecoderConfig) and decoder.copy
 
@@ -69,10 +71,23 @@ class Seq2Seq(nn.Module):
 
     def forward(self, batch: Batch, taps: Taps | None = None) -> Tensor:
         """Features, float (B, T, D), of the batch's target, each position knowing the true tokens before it."""
-        memory = self.encode(batch.source, batch.source_mask, taps)
+        source, mask, target = self.filled(batch)
         features: Tensor
-        features, _ = self.decoder(batch.target_in, self.decoder.start(memory), taps)
-        return features
+        features, _ = self.decoder(target, self.decoder.start(self.encode(source, mask, taps)), taps)
+        if taps:
+            taps.update({name: weights[: len(batch)] for name, weights in taps.items()})
+        return features[: len(batch)]
+
+    def filled(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Sources, their mask and what the decoder reads. Where oneDNN writes a program for each number of rows that a
+        recurrent network has in a step, the last row is repeated until there are as many as `sentences` says."""
+        given = batch.source, batch.source_mask, batch.target_in
+        device, learns = batch.source.device.type, self.training and torch.is_grad_enabled()
+        if not (self.recurrent and learns and device == "cpu" and torch.is_autocast_enabled(device)):
+            return given
+        rows = torch.arange(sentences(len(batch))).clamp_(max=len(batch) - 1)
+        source, mask, target = (x[rows] for x in given)
+        return source, mask, target
 
     def real(self, batch: Batch, taps: Taps | None = None) -> Tensor:
         """Those of the real target tokens alone, float (N, D), sentence after sentence: what training asks for."""

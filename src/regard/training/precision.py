@@ -14,9 +14,9 @@ import torch
 from regard.config_train import TrainConfig
 from regard.errors import RunError
 
-PRODUCTS_KEPT = 128
-"""How many shapes of product oneDNN keeps its buffers for. Its own 1,024 come to gigabytes, since nearly every batch
-brings new shapes; one update has fewer than 128."""
+PRODUCTS_KEPT = 512
+"""How many shapes of product oneDNN keeps its program for, some 0.3 MB each. An update has about 30. Of an LSTM's, on
+batches of 4,096 tokens, 18 are not among the last 128, and 3 not among the last 512 (docs/log.md, 2026-11-30)."""
 
 
 def bfloat16_hardware(device: torch.device) -> str | None:
