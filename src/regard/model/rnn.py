@@ -138,7 +138,7 @@ class RNNDecoder(nn.Module):
         attention = "before"       [y; c_t]     Bahdanau et al. (2015)
         input_feeding = true       [y; h̃_{t-1}] Luong et al. (2015), section 3.3
 
-    Where nothing that enters was made by the step before (the first three), all of T runs in one call of the fused
+    Where nothing that enters was made by the step before (the first three), all of T runs in one call of the
     cell: `at_once`. The other two are a loop: `step_by_step`.
 
     Args:
