@@ -97,9 +97,9 @@ def test_a_cell_is_torchs_and_so_are_its_gradients(cell, dtype, monkeypatch):
     expected = flat(*ours.rnn(x, tuple(parts) if cell == "lstm" else parts[0]))
     learned, upstream = [x, *start.values(), *ours.parameters()], torch.randn_like(expected)
     rights = torch.autograd.grad(expected, learned, upstream)
-    state, hidden = start, []
+    state, hidden, step = start, [], ours.steps()
     for gates in (ours.gates(x[..., :3]) + x[..., 3:] @ ours.part("weight_ih")[:, 3:].T).unbind(1):
-        state = ours.step(gates, state)
+        state = step(gates, state)
         hidden.append(state["hidden"])
     for states, last in (ours(x, start), (torch.stack(hidden, dim=1), state)):
         found = flat(states, tuple(last.values()))
@@ -129,7 +129,7 @@ def test_in_bfloat16_the_cell_of_an_lstm_is_float32():
     cell, x = Cell("lstm", 5, 4), torch.randn(2, 6, 5)
     with torch.autocast("cpu", torch.bfloat16):
         states, last = cell(x)
-        after = cell.step(cell.gates(x[:, 0]), last)
+        after = cell.steps()(cell.gates(x[:, 0]), last)
     assert (states.dtype, last["cell"].dtype, after["cell"].dtype) == (torch.bfloat16, torch.float32, torch.float32)
 
 

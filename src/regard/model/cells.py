@@ -132,7 +132,7 @@ class Cell(nn.Module):
         if x.is_cuda:
             return self.fused(x, start)
         if x.shape[1] == 1:  # as in a step of search
-            after = self.step(self.gates(x[:, 0]), start)
+            after = self.steps()(self.gates(x[:, 0]), start)
             return after["hidden"].unsqueeze(1), after
         gates = self.gates(x.transpose(0, 1).contiguous())
         states, *last = _Run.apply(  # type: ignore[no-untyped-call]
@@ -150,17 +150,24 @@ class Cell(nn.Module):
     def gates(self, x: Tensor) -> Tensor:
         """What x, float (…, inputs) or the first values of it, says of the gates, float (…, G), with all biases but
         those that the gates of a GRU have apart."""
-        bias = self.part("bias_ih") if self.kind.apart else self.part("bias_ih") + self.part("bias_hh")
-        return nn.functional.linear(x, self.part("weight_ih")[:, : x.shape[-1]], bias)
+        W, b, width = self.part("weight_ih"), self.part("bias_ih"), x.shape[-1]
+        return nn.functional.linear(x, W if width == W.shape[1] else W[:, :width],
+                                    b if self.kind.apart else b + self.part("bias_hh"))
 
-    def step(self, gates: Tensor, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The state after one step, from what its input says of the gates, (B, G), and the state before it."""
-        U, b, before = narrow(self.part("weight_hh")), self.part("bias_hh"), [state[name] for name in self.kind.parts]
-        if torch.is_grad_enabled():
-            after = _Step.apply(self.kind, U, b, gates, *before)  # type: ignore[no-untyped-call]
-        else:
-            after, _ = one_step(self.kind, U, b, gates, before[0].to(U.dtype), *widened(*before))
-        return dict(zip(self.kind.parts, after, strict=True))
+    def steps(self) -> Callable[[Tensor, dict[str, Tensor]], dict[str, Tensor]]:
+        """What makes one step after another: (what its input says of the gates, (B, G), and the state before it) -> the
+        state after it."""
+        U, b = narrow(self.part("weight_hh")), self.part("bias_hh")
+
+        def step(gates: Tensor, state: dict[str, Tensor]) -> dict[str, Tensor]:
+            before = [state[name] for name in self.kind.parts]
+            if torch.is_grad_enabled():
+                after = _Step.apply(self.kind, U, b, gates, *before)  # type: ignore[no-untyped-call]
+            else:
+                after, _ = one_step(self.kind, U, b, gates, before[0].to(U.dtype), *widened(*before))
+            return dict(zip(self.kind.parts, after, strict=True))
+
+        return step
 
     def part(self, name: str) -> Tensor:
         """A matrix or bias of torch's module: "ih" meets the input, "hh" the last state; (G, …)."""

@@ -221,6 +221,7 @@ class RNNDecoder(nn.Module):
         factors = [factor[..., width:], *(self.dropout.factors(x, width) for _ in others)]
         tokens = first.gates(x * factor[..., :width]).unbind(1)  # T times (B, G), made in one product
         weight = narrow(first.part("weight_ih")[:, width:]).T  # what enters beside the token meets it in each step
+        steps = [layer.steps() for layer in self.layers]
 
         def enter(t: int, beside: Tensor) -> Tensor:
             """Step t through all layers, (B, 1, inputs) -> (B, 1, D)."""
@@ -228,7 +229,7 @@ class RNNDecoder(nn.Module):
             for index, layer in enumerate(self.layers):
                 dropped = y * factors[index][:, t]
                 gates = layer.gates(dropped) if index else torch.addmm(tokens[t], dropped, weight)
-                after = layer.step(gates, {name: cache[f"{index}.{name}"] for name in layer.kind.parts})
+                after = steps[index](gates, {name: cache[f"{index}.{name}"] for name in layer.kind.parts})
                 cache.update({f"{index}.{name}": tensor for name, tensor in after.items()})
                 y = y + after["hidden"] if self.residual and index else after["hidden"]
             return y.unsqueeze(1)
