@@ -36,8 +36,8 @@ class Kind(NamedTuple):
         module: torch's module, which holds the weights; on a GPU it runs too.
         parts: names of what is carried from step to step, the hidden state first; each (B, D).
         apart: whether a gate treats U h + b and what the input says of it, x, unlike; else they are summed first.
-        step: (x, asked, *state) -> the state after the step, and what `back` has to know. x, (B, G), is what the input
-            says, asked is U h + b or, where not apart, x + U h + b; it may be written to.
+        step: (x, asked, *state) -> the state after the step, and what `back` has to know. asked, (B, G), is U h + b,
+            and x what the input says; where not apart, asked is x + U h + b, and x is not read. It may write to asked.
         back: (known, *gradients of the state after) -> gradients of x and of asked, and of each part of the state
             before, as far as they do not come through asked; None: nothing does.
     """
@@ -179,7 +179,7 @@ def one_step(kind: Kind, U: Tensor, b: Tensor, x: Tensor, hidden: Tensor, *state
     """A step of a cell from U, (G, D), b, (G,), what the input says of the gates, (B, G), and the state, whose hidden
     part comes first in the type in which U meets it."""
     asked = torch.addmm((b if kind.apart else x).to(U.dtype), hidden, U.t()).to(state[0].dtype)
-    return kind.step(x.to(asked.dtype), asked, *state)
+    return kind.step(x.to(asked.dtype) if kind.apart else x, asked, *state)
 
 
 def widened(*state: Tensor) -> Tensors:
@@ -203,8 +203,8 @@ class _Step(torch.autograd.Function):
         U, hidden, *known = ctx.saved_tensors
         x, asked, direct = ctx.kind.back(tuple(known), *grads)
         asked = asked.to(U.dtype)
-        return None, asked.t() @ hidden, *in_types(
-            ctx.types, asked.sum(0) if ctx.kind.apart else None, x, *before(asked @ U, *direct))
+        b, x = (asked.sum(0), x) if ctx.kind.apart else (None, asked)
+        return None, asked.t() @ hidden, *in_types(ctx.types, b, x, *before(asked @ U, *direct))
 
 
 class _Run(torch.autograd.Function):
