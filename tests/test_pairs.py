@@ -35,7 +35,7 @@ def test_scores_and_their_gradients_are_the_formulas(shapes, piece, monkeypatch)
 def test_pieces_keep_no_more_than_queries_and_keys():
     asked, told = (torch.randn(2, 200, 32, requires_grad=True) * 1 for _ in range(2))  # no leaves, so they are counted
     with saved_bytes() as saved:
-        along(torch.randn(32), asked, told)
+        along(torch.nn.Parameter(torch.randn(32)), asked, told)
     assert sum(saved.values()) == 2 * asked.nbytes  # of the pairs: 200 times as much
 
 

@@ -11,6 +11,7 @@ from regard import cli
 from regard.config import write_config
 from regard.data.shards import prepare
 from regard.errors import ConfigError
+from regard.model.cells import Cell
 from regard.training import plan
 from regard.training.plan import GPU, forecast, gpu_named, growth, operations, parameters, saved_bytes
 
@@ -94,6 +95,14 @@ def test_what_autograd_keeps_is_counted_once():
         y = torch.exp(2 * x)
         _ = y * y  # y is kept by both
     assert sum(saved.values()) == 400
+
+
+def test_what_a_function_of_our_own_keeps_is_counted():
+    """It is made where no gradient is, so that it looks like a leaf; an LSTM keeps 8 numbers of each state."""
+    cell, x = Cell("lstm", 4, 4), torch.randn(2, 6, 4)
+    with saved_bytes() as saved:
+        cell(x)
+    assert sum(saved.values()) >= 8 * 4 * x.numel()
 
 
 def test_an_unknown_gpu_is_refused():

@@ -3,6 +3,8 @@
 B batch, S source length, T target length, E the memory's width.
 """
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -85,12 +87,13 @@ def test_a_cell_goes_on_from_its_state(cell):
         same(end[name], last[name])
 
 
+@pytest.mark.parametrize("many", [1, cells.MANY], ids=["tanh by σ", "tanh"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
 @pytest.mark.parametrize("cell", KINDS)
-def test_a_cell_is_torchs_and_so_are_its_gradients(cell, dtype, monkeypatch):
+def test_a_cell_is_torchs_and_so_are_its_gradients(cell, dtype, many, monkeypatch):
     """A whole sequence, and the single steps that search and the loops of a decoder make."""
     tolerance = {"rtol": 1e-12, "atol": 1e-12} if dtype == torch.float64 else {"rtol": 1e-5, "atol": 1e-5}
-    monkeypatch.setattr(cells, "MANY", 10)
+    monkeypatch.setattr(cells, "MANY", many)
     ours, x = Cell(cell, 5, 4).to(dtype), torch.randn(2, 6, 5, dtype=dtype, requires_grad=True)
     start = {name: torch.randn(2, 4, dtype=dtype, requires_grad=True) for name in KINDS[cell].parts}
     parts = [part[None] for part in start.values()]
@@ -109,13 +112,41 @@ def test_a_cell_is_torchs_and_so_are_its_gradients(cell, dtype, monkeypatch):
     with torch.no_grad():
         for run in (ours(x, start), ours(x[:, :1], start)):
             torch.testing.assert_close(run[0], expected[:48].view(2, 6, 4)[:, : run[0].shape[1]], **tolerance)
-            assert torch.equal(run[1]["hidden"].to(dtype), run[0][:, -1])
+            assert torch.equal(run[1]["hidden"], run[0][:, -1])
 
 
 def flat(states, last):
     """All numbers in a row: the states after each input, and the last."""
     ends = last if isinstance(last, tuple) else (last,)
     return torch.cat([each.flatten() for each in (states, *ends)])
+
+
+@pytest.mark.parametrize("length", [1, 2])
+@pytest.mark.parametrize("cell", KINDS)
+def test_second_derivatives_of_a_cell_are_refused(cell, length):
+    ours = Cell(cell, 5, 4)
+    loss = ours(torch.randn(2, length, 5))[0].square().sum()
+    gradient, = torch.autograd.grad(loss, ours.part("weight_hh"), create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.square().sum().backward()
+
+
+def test_in_bfloat16_a_loop_sums_gradients_of_its_matrices_in_float32():
+    torch.manual_seed(1)
+    decoder = RNNDecoder(config(cell="lstm", attention="after", score="general", input_feeding=True),
+                         Embedding(9, WIDTH), MEMORY_WIDTH)
+    memory, tokens = a_memory(), torch.randint(9, (3, 60))
+    memory = replace(memory, **{name: getattr(memory, name).float() for name in ("states", "summary", "values")})
+    found = []
+    for narrow in (False, True):
+        decoder.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=narrow):
+            features, _ = decoder(tokens, decoder.start(memory))
+        features.float().sum().backward()
+        found.append([decoder.layers[0].part(name).grad.clone() for name in ("weight_hh", "weight_ih")])
+    for gradient, (exact, rounded) in zip(("U", "W"), zip(*found, strict=True), strict=True):
+        assert float((rounded - exact).norm() / exact.norm()) < 0.02, gradient
+        assert not torch.equal(rounded, rounded.bfloat16().float()), gradient  # what is summed in bfloat16 ends in it
 
 
 def test_a_cell_leaves_no_program_behind_for_each_shape(monkeypatch):

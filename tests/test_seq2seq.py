@@ -48,12 +48,13 @@ def test_in_bfloat16_a_recurrent_network_learns_from_its_own_rows_alone(name, mo
         torch.testing.assert_close(filled, right, rtol=0.02, atol=0.02 * float(right.detach().abs().max()))
 
 
-@pytest.mark.parametrize("name, training, kind", [
-    ("after-feeding", True, torch.float32), ("after-feeding", False, torch.bfloat16), ("conv", True, torch.bfloat16)])
-def test_rows_are_added_only_where_they_pay(name, training, kind, monkeypatch):
+@pytest.mark.parametrize("name, training, learns, kind", [
+    ("after-feeding", True, True, torch.float32), ("after-feeding", True, False, torch.bfloat16),
+    ("after-feeding", False, True, torch.bfloat16), ("conv", True, True, torch.bfloat16)])
+def test_rows_are_added_only_where_they_pay(name, training, learns, kind, monkeypatch):
     monkeypatch.setattr(seq2seq, "sentences", None)
     model = build_model(model_config(name), 11, 9).train(training)
-    with torch.autocast("cpu", torch.bfloat16, enabled=kind == torch.bfloat16):
+    with torch.autocast("cpu", torch.bfloat16, enabled=kind == torch.bfloat16), torch.set_grad_enabled(learns):
         model(make_batch())
 
 

@@ -1,7 +1,7 @@
 """Recurrent cells, written out with their gradients: Elman's, the GRU and the LSTM.
 
-torch's own go through oneDNN, which keeps a program for each new length and size of a batch: amid what training frees
-they grew its memory to twice what it needs (docs/log.md, 2026-11-30).
+torch's own LSTM goes through oneDNN, which keeps an object for each new length and size of a batch: amid what training
+frees they grew its memory to twice what it needs (docs/log.md, 2026-11-30).
 
 B batch, T length, D width of a state, G width of a cell's gates (1, 3 or 4 D). Products are made in the type of their
 factors; what is done to each number by itself, and an LSTM's cell, in float32 or wider.
@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from regard.model.layers import narrow
 from regard.model.rows import whole
@@ -63,7 +64,7 @@ def elman_back(known: Tensors, after: Tensor) -> tuple[Tensor, Tensor, tuple[Non
 def gru(x: Tensor, asked: Tensor, hidden: Tensor) -> tuple[Tensors, Tensors]:
     """r, z = σ(x + U h + b); n = tanh(x + r ⊙ (U h + b)); h' = (1 - z) ⊙ n + z ⊙ h (Cho et al. 2014)."""
     two = 2 * hidden.shape[1]
-    gates, last = torch.sigmoid_(x[:, :two] + asked[:, :two]), asked[:, two:]
+    gates, last = torch.sigmoid_(asked[:, :two].add_(x[:, :two])), asked[:, two:]
     r, z = gates.chunk(2, dim=1)
     new = tanh(torch.addcmul(x[:, two:], r, last))
     return (torch.lerp(new, hidden, z),), (gates, new, last, hidden)
@@ -89,11 +90,11 @@ def lstm(x: Tensor, asked: Tensor, hidden: Tensor, cell: Tensor) -> tuple[Tensor
 
 
 def lstm_back(known: Tensors, hidden: Tensor, cell: Tensor) -> tuple[Tensor, Tensor, tuple[None, Tensor]]:
-    gates, g, before, bent = known
+    gates, g, cell_before, bent = known
     i, f, _, o = gates.chunk(4, dim=1)
     cell = cell + tanh_back(hidden * o, bent)
     asked = torch.empty_like(gates)
-    pairs = (cell, g), (cell, before), (4 * cell, i), (hidden, bent)
+    pairs = (cell, g), (cell, cell_before), (4 * cell, i), (hidden, bent)
     for part, (left, right) in zip(asked.chunk(4, dim=1), pairs, strict=True):
         torch.mul(left, right, out=part)
     sigmoid_back.grad_input(asked, gates, grad_input=asked)
@@ -157,14 +158,15 @@ class Cell(nn.Module):
     def steps(self) -> Callable[[Tensor, dict[str, Tensor]], dict[str, Tensor]]:
         """What makes one step after another: (what its input says of the gates, (B, G), and the state before it) -> the
         state after it."""
-        U, b = narrow(self.part("weight_hh")), self.part("bias_hh")
+        W, b = self.part("weight_hh"), self.part("bias_hh")
+        U = narrow(W).detach()
 
         def step(gates: Tensor, state: dict[str, Tensor]) -> dict[str, Tensor]:
-            before = [state[name] for name in self.kind.parts]
+            parts = [state[name] for name in self.kind.parts]
             if torch.is_grad_enabled():
-                after = _Step.apply(self.kind, U, b, gates, *before)  # type: ignore[no-untyped-call]
+                after = _Step.apply(self.kind, W, U, b, gates, *parts)  # type: ignore[no-untyped-call]
             else:
-                after, _ = one_step(self.kind, U, b, gates, before[0].to(U.dtype), *widened(*before))
+                after, _ = one_step(self.kind, U, b, gates, parts[0].to(U.dtype), *widened(*parts))
             return dict(zip(self.kind.parts, after, strict=True))
 
         return step
@@ -176,8 +178,8 @@ class Cell(nn.Module):
 
 
 def one_step(kind: Kind, U: Tensor, b: Tensor, x: Tensor, hidden: Tensor, *state: Tensor) -> tuple[Tensors, Tensors]:
-    """A step of a cell from U, (G, D), b, (G,), what the input says of the gates, (B, G), and the state, whose hidden
-    part comes first in the type in which U meets it."""
+    """A step of a cell: U, (G, D), b, (G,), x, (B, G), what the input says of the gates; the hidden state in the type
+    of U; and all parts of the state in float32 or wider."""
     asked = torch.addmm((b if kind.apart else x).to(U.dtype), hidden, U.t()).to(state[0].dtype)
     return kind.step(x.to(asked.dtype) if kind.apart else x, asked, *state)
 
@@ -188,23 +190,26 @@ def widened(*state: Tensor) -> Tensors:
 
 
 class _Step(torch.autograd.Function):
-    """One step of a cell: what `one_step` says, without the type of the hidden state."""
+    """One step of a cell: its matrix W, the same in the type of products, U, both (G, D), b, (G,), what the input says
+    of the gates, (B, G), and the state. The gradients of W in a loop are summed in its own type."""
 
     @staticmethod
-    def forward(ctx: Any, kind: Kind, U: Tensor, b: Tensor, x: Tensor, *state: Tensor) -> Tensors:
+    def forward(ctx: Any, kind: Kind, W: Tensor, U: Tensor, b: Tensor, x: Tensor, *state: Tensor) -> Tensors:
         hidden = state[0].to(U.dtype)
         after, known = one_step(kind, U, b, x, hidden, *widened(*state))
         ctx.save_for_backward(U, hidden, *known)
-        ctx.kind, ctx.types = kind, [part.dtype for part in (b, x, *state)]
+        ctx.kind, ctx.types = kind, [part.dtype for part in (W, b, x, *state)]
         return after
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         U, hidden, *known = ctx.saved_tensors
         x, asked, direct = ctx.kind.back(tuple(known), *grads)
         asked = asked.to(U.dtype)
         b, x = (asked.sum(0), x) if ctx.kind.apart else (None, asked)
-        return None, asked.t() @ hidden, *in_types(ctx.types, b, x, *before(asked @ U, *direct))
+        W, *others = in_types(ctx.types, asked.t() @ hidden, b, x, *before(asked @ U, *direct))
+        return None, W, None, *others
 
 
 class _Run(torch.autograd.Function):
@@ -225,14 +230,15 @@ class _Run(torch.autograd.Function):
         return hidden[1:], *state
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         U, hidden, *known = ctx.saved_tensors
         kind, state, (T, B, _) = ctx.kind, grads[1:], grads[0].shape
-        each = len(known) // T
+        count = len(known) // T
         asked = U.new_empty(T, B, len(U))
         x = torch.empty_like(asked) if kind.apart else asked
         for t in reversed(range(T)):
-            of_step = tuple(known[t * each : (t + 1) * each])
+            of_step = tuple(known[t * count : (t + 1) * count])
             to_x, asked[t], direct = kind.back(of_step, state[0] + grads[0][t], *state[1:])
             if kind.apart:
                 x[t] = to_x

@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 PIECE = 1 << 20
-"""Numbers that exist at one time, 4 MB; what has no more is done at once (docs/log.md, 2026-11-30)."""
+"""Numbers of pairs that are done at one time, 4 MB; what has no more is done at once (docs/log.md, 2026-11-30)."""
 
 
 def along(v: Tensor, asked: Tensor, told: Tensor) -> Tensor:
@@ -44,6 +45,7 @@ class _Along(torch.autograd.Function):
         return scores.sub_(v.sum())
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         v, a, b = ctx.saved_tensors
         grad_v, grad_a, grad_b = torch.zeros_like(v), torch.empty_like(a), torch.zeros_like(b)

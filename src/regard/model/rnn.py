@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from regard.config_model import RNNDecoderConfig, RNNEncoderConfig
 from regard.model.attention import Attention, fixed
 from regard.model.cells import KINDS, Cell
-from regard.model.layers import Dropout, Embedding, Layers, narrow
+from regard.model.layers import Dropout, Embedding, Layers
 from regard.model.state import Memory, State, Taps
 
 
@@ -220,7 +220,7 @@ class RNNDecoder(nn.Module):
         factor = self.dropout.factors(x, first.rnn.input_size)
         factors = [factor[..., width:], *(self.dropout.factors(x, width) for _ in others)]
         tokens = first.gates(x * factor[..., :width]).unbind(1)  # T times (B, G), made in one product
-        weight = narrow(first.part("weight_ih")[:, width:]).T  # what enters beside the token meets it in each step
+        weight = first.part("weight_ih")[:, width:].T  # what enters beside the token meets it in each step
         steps = [layer.steps() for layer in self.layers]
 
         def enter(t: int, beside: Tensor) -> Tensor:

@@ -80,7 +80,8 @@ class Seq2Seq(nn.Module):
 
     def filled(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Sources, their mask and what the decoder reads. Where oneDNN writes a program for each number of rows that a
-        recurrent network has in a step, the last row is repeated until there are as many as `sentences` says."""
+        recurrent network has in a step, the last row is repeated until there are as many as `sentences` says. (A
+        Transformer's decoder goes another way, `real`: an RNN in front of it is left as it is.)"""
         given = batch.source, batch.source_mask, batch.target_in
         device, learns = batch.source.device.type, self.training and torch.is_grad_enabled()
         if not (self.recurrent and learns and device == "cpu" and torch.is_autocast_enabled(device)):

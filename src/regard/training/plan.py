@@ -245,7 +245,7 @@ def saved_bytes() -> Iterator[dict[int, int]]:
     found: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
-        if not isinstance(tensor, nn.Parameter) and not tensor.is_leaf:
+        if not isinstance(tensor, nn.Parameter) and not (tensor.is_leaf and tensor.requires_grad):
             storage = tensor.untyped_storage()
             found[storage.data_ptr()] = storage.nbytes()
         return tensor
