@@ -166,7 +166,7 @@ class Cell(nn.Module):
             if torch.is_grad_enabled():
                 after = _Step.apply(self.kind, W, U, b, gates, *parts)  # type: ignore[no-untyped-call]
             else:
-                after, _ = one_step(self.kind, U, b, gates, parts[0].to(U.dtype), *widened(*parts))
+                after = told(U, *one_step(self.kind, U, b, gates, parts[0].to(U.dtype), *widened(*parts))[0])
             return dict(zip(self.kind.parts, after, strict=True))
 
         return step
@@ -189,6 +189,11 @@ def widened(*state: Tensor) -> Tensors:
     return tuple(part.to(torch.float64 if part.dtype == torch.float64 else torch.float32) for part in state)
 
 
+def told(U: Tensor, hidden: Tensor, *others: Tensor) -> Tensors:
+    """A state as it is handed on: the hidden part, which products meet, in the type of U."""
+    return hidden.to(U.dtype), *others
+
+
 class _Step(torch.autograd.Function):
     """One step of a cell: its matrix W, the same in the type of products, U, both (G, D), b, (G,), what the input says
     of the gates, (B, G), and the state. The gradients of W in a loop are summed in its own type."""
@@ -199,13 +204,13 @@ class _Step(torch.autograd.Function):
         after, known = one_step(kind, U, b, x, hidden, *widened(*state))
         ctx.save_for_backward(U, hidden, *known)
         ctx.kind, ctx.types = kind, [part.dtype for part in (W, b, x, *state)]
-        return after
+        return told(U, *after)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         U, hidden, *known = ctx.saved_tensors
-        x, asked, direct = ctx.kind.back(tuple(known), *grads)
+        x, asked, direct = ctx.kind.back(tuple(known), *widened(*grads))
         asked = asked.to(U.dtype)
         b, x = (asked.sum(0), x) if ctx.kind.apart else (None, asked)
         W, *others = in_types(ctx.types, asked.t() @ hidden, b, x, *before(asked @ U, *direct))
@@ -227,13 +232,13 @@ class _Run(torch.autograd.Function):
             known += each if learns else ()
         ctx.save_for_backward(U, hidden, *known)
         ctx.kind, ctx.types = kind, [part.dtype for part in (b, x, *first)]
-        return hidden[1:], *state
+        return hidden[1:], *told(U, *state)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         U, hidden, *known = ctx.saved_tensors
-        kind, state, (T, B, _) = ctx.kind, grads[1:], grads[0].shape
+        kind, state, (T, B, _) = ctx.kind, widened(*grads[1:]), grads[0].shape
         count = len(known) // T
         asked = U.new_empty(T, B, len(U))
         x = torch.empty_like(asked) if kind.apart else asked
