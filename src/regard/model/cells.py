@@ -20,7 +20,6 @@ from regard.model.rows import whole
 Tensors = tuple[Tensor, ...]
 sigmoid_back, tanh_back = torch.ops.aten.sigmoid_backward, torch.ops.aten.tanh_backward
 
-
 MANY = 1 << 13
 """Numbers from which on it pays to make tanh x of 2 σ(2x) - 1: σ takes a processor a third of the time, a call 3 us."""
 
@@ -57,6 +56,7 @@ def elman(x: Tensor, asked: Tensor, hidden: Tensor) -> tuple[Tensors, Tensors]:
 
 
 def elman_back(known: Tensors, after: Tensor) -> tuple[Tensor, Tensor, tuple[None]]:
+    """The gradients of `elman`, as `Kind.back` says."""
     asked = tanh_back(after, known[0])
     return asked, asked, (None,)
 
@@ -71,6 +71,7 @@ def gru(x: Tensor, asked: Tensor, hidden: Tensor) -> tuple[Tensors, Tensors]:
 
 
 def gru_back(known: Tensors, after: Tensor) -> tuple[Tensor, Tensor, Tensors]:
+    """The gradients of `gru`, as `Kind.back` says."""
     gates, new, last, hidden = known
     r, z = gates.chunk(2, dim=1)
     kept = after * z
@@ -90,6 +91,7 @@ def lstm(x: Tensor, asked: Tensor, hidden: Tensor, cell: Tensor) -> tuple[Tensor
 
 
 def lstm_back(known: Tensors, hidden: Tensor, cell: Tensor) -> tuple[Tensor, Tensor, tuple[None, Tensor]]:
+    """The gradients of `lstm`, as `Kind.back` says."""
     gates, g, cell_before, bent = known
     i, f, _, o = gates.chunk(4, dim=1)
     cell = cell + tanh_back(hidden * o, bent)
