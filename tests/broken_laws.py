@@ -9,11 +9,14 @@ exits with 1 if a broken law passes, or if a law of test_laws.py has no fault he
 
 import contextlib
 import io
+import os
 import re
 import sys
 import time
 import traceback
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
 
@@ -497,37 +500,47 @@ def how_it_failed(error):
     return re.sub(r"(\.\d{4})\d+", r"\1", re.sub(r", dtype=[\w.]+|, grad_fn=<\w+>", "", told)).rstrip(",")
 
 
-def show(law, fault):
-    """Run one law with one fault, print its row, and say whether the law held what it should."""
+def failing(names):
+    """Those of some tests that fail, or are not there, with nothing broken, and what pytest printed."""
+    raised, talk = run(names)
+    return [name for name in names if raised.get(name, "missing") is not None], talk
+
+
+def broken(law, number):
+    """Run one law with one of its faults: whether it found it, and a row of the table."""
+    fault = LAWS[law][number]
     raised, talk = run([name_of(law, fault)], fault)
     error = raised.get(name_of(law, fault))
     told = how_it_failed(error) if error else None
     answer = told or (f"CRASHED INSTEAD: {error!r}" if error else "PASSED" if raised else f"DID NOT RUN: {talk[-500:]}")
     answer = answer.replace("|", "\\|").replace("\n", " ")
-    print(f"| {law.removeprefix('test_').replace('_', ' ')} | {fault.words} | {fault.where or '(one)'} "
-          f"| {answer[:160]} |", flush=True)
-    return told is not None
+    return told is not None, (f"| {law.removeprefix('test_').replace('_', ' ')} | {fault.words} "
+                              f"| {fault.where or '(one)'} | {answer[:160]} |")
 
 
 def main(part=""):
+    import test_laws  # here alone: in the other processes pytest imports it, and rewrites what it asserts
+
     start = time.perf_counter()
-    chosen = [(law, fault) for law, faults in LAWS.items() if part in law for fault in faults]
+    chosen = [(law, number) for law, faults in LAWS.items() if part in law for number in range(len(faults))]
     if not chosen:
         sys.exit(f"No law's name holds {part!r}. They are: {', '.join(LAWS)}")
-    names = list(dict.fromkeys(name_of(law, fault) for law, fault in chosen))
-    raised, talk = run(names)
-    if failed := [name for name in names if raised.get(name, "missing") is not None]:
-        sys.exit(f"{talk}\nThese fail, or are not there, with nothing broken: {', '.join(failed)}")
-    laws = {name for name in vars(sys.modules["test_laws"]) if name.startswith("test_")}
-    if laws != LAWS.keys():
+    if (laws := {name for name in vars(test_laws) if name.startswith("test_")}) != LAWS.keys():
         sys.exit(f"Laws and faults differ in {', '.join(sorted(laws ^ LAWS.keys()))}")
-    print(f"{len(names)} tests pass as they are.\n\n| law | what was broken | on which model | how it failed |\n"
-          "|---|---|---|---|")
-    held = [show(law, fault) for law, fault in chosen]
+    names, jobs = list(dict.fromkeys(name_of(law, LAWS[law][number]) for law, number in chosen)), os.cpu_count() or 1
+    with ProcessPoolExecutor(jobs, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+        for failed, talk in pool.map(failing, [names[job::jobs] for job in range(min(jobs, len(names)))]):
+            if failed:
+                sys.exit(f"{talk}\nThese fail, or are not there, with nothing broken: {', '.join(failed)}")
+        print(f"{len(names)} tests pass as they are.\n\n| law | what was broken | on which model | how it failed |\n"
+              "|---|---|---|---|", flush=True)
+        held = []
+        for found, row in pool.map(broken, *zip(*chosen, strict=True)):
+            print(row, flush=True)
+            held.append(found)
     print(f"\n{sum(held)} of {len(held)} faults were found by their law, in {time.perf_counter() - start:.0f} s.")
     sys.exit(0 if all(held) else 1)
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
     main(*sys.argv[1:])
