@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+PYTEST := $(BIN)/python -m pytest -n auto --dist worksteal
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
 .PHONY: demo test test-slow proof lint clean
@@ -10,13 +11,13 @@ demo: $(VENV)/installed-demo
 	$(BIN)/regard demo --out demo
 
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -m "not slow and not proof"
+	$(PYTEST) -m "not slow and not proof"
 
 test-slow: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -m slow
+	$(PYTEST) -m slow
 
 proof: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -m proof
+	$(PYTEST) -m proof
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

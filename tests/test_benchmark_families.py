@@ -57,6 +57,7 @@ def data(tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_it_measures_every_family(data):
     done = subprocess.run([sys.executable, FOLDER / "families.py", "--data", data, "--json", *SHORT],
                           capture_output=True, text=True)

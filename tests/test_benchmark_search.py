@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import regard
 from conftest import make_config
 from regard.training.loop import train
@@ -12,6 +14,7 @@ from regard.training.loop import train
 SCRIPT = Path(__file__).parent.parent / "benchmarks" / "search.py"
 
 
+@pytest.mark.slow
 def test_two_versions_take_turns_on_the_same_lines(corpus, tmp_path):
     run = train(make_config(corpus, "after-general"), tmp_path / "run", quiet=True)
     command = [sys.executable, str(SCRIPT), str(run.folder), "--source", str(corpus / "valid.source"), "--against",

@@ -73,18 +73,20 @@ def leave(cluster):
     return cluster.sum(torch.ones(3)).tolist()
 
 
-@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize("size", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_all_find_what_one_alone_finds(tmp_path, size):
     alone = talk(Cluster(0, 1, CPU))
     assert together(tmp_path, size, talk) == [str(alone)] * size
 
 
+@pytest.mark.slow
 def test_a_process_with_other_data_ends_all(tmp_path):
     first, second, third = together(tmp_path, 3, unlike)
     assert first.startswith("RunError: process 0 of 3: 2 of the processes have other data than the first. Give all")
     assert "this one has digest of 1" in second and "this one has digest of 1" in third
 
 
+@pytest.mark.slow
 def test_those_that_are_left_alone_say_so(tmp_path):
     (tmp_path / "1").write_text("")
     first, _ = together(tmp_path, 2, leave)
@@ -159,6 +161,7 @@ def left_in_a_pass(cluster):
     loss_of(model, Batch.of([[5, 6]], [[7]]))[0].backward()
 
 
+@pytest.mark.slow
 def test_those_that_are_left_alone_in_a_pass_say_so_too(tmp_path):
     (tmp_path / "1").write_text("")
     first, _ = together(tmp_path, 2, left_in_a_pass)
@@ -203,6 +206,7 @@ def hold(cluster):
     return sum(each.numel() for each in held) / (4 * size)
 
 
+@pytest.mark.slow
 def test_each_process_holds_its_part(tmp_path):
     first, second = (float(share) for share in together(tmp_path, 2, hold))
     assert first + second == pytest.approx(1) and first == pytest.approx(0.5, abs=0.02)

@@ -167,8 +167,8 @@ def check(place, folder, options):
 
 TRAININGS = {"new": {}, "begun": {}, "damaged": {}, "fresh": {"fresh": True, "force": True}}
 FAULTS = (killed, killed_while_it_writes, full, broken, too_large)
-MARKS = {("begun", killed): []} | {("begun", fault): pytest.mark.slow for fault in FAULTS[1:]}
-EVERY = [pytest.param(name, fault, id=f"{name}-{fault.__name__}", marks=MARKS.get((name, fault), pytest.mark.proof))
+EVERY = [pytest.param(name, fault, id=f"{name}-{fault.__name__}",
+                      marks=pytest.mark.slow if name == "begun" else pytest.mark.proof)
          for name in TRAININGS for fault in FAULTS]
 
 

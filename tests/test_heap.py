@@ -39,6 +39,7 @@ def told(code, *arguments):
     return int(out.stdout)
 
 
+@pytest.mark.slow
 def test_what_each_step_asks_for_is_not_faulted_in_anew():
     assert told(KEEPS, "keep") < told(KEEPS, "leave") / 4
 
