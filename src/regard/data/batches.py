@@ -81,6 +81,12 @@ class Batch:
     def __len__(self) -> int:
         return len(self.source)
 
+    def real(self, x: Tensor) -> Tensor:
+        """What x, (B, T, …), holds at the real target tokens alone: (N, …), sentence after sentence. How many they are
+        is known, so that nobody waits for a GPU to count them."""
+        places = torch.nonzero_static(self.target_mask.flatten(), size=self.tokens).squeeze(1)
+        return x.flatten(0, 1).index_select(0, places)
+
     def to(self, device: torch.device) -> "Batch":
         """The same batch on a device."""
         return self if self.source.device == device else self._each(lambda x: x.to(device, non_blocking=True))

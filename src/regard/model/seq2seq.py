@@ -93,9 +93,8 @@ class Seq2Seq(nn.Module):
     def real(self, batch: Batch, taps: Taps | None = None) -> Tensor:
         """Those of the real target tokens alone, float (N, D), sentence after sentence: what training asks for."""
         if not isinstance(self.decoder, TransformerDecoder):
-            return self.forward(batch, taps)[batch.target_mask]
-        memory = self.encode(batch.source, batch.source_mask, taps)
-        return self.decoder.real(batch.target_in, batch.target_mask, self.decoder.start(memory), taps)
+            return batch.real(self.forward(batch, taps))
+        return self.decoder.real(batch, self.decoder.start(self.encode(batch.source, batch.source_mask, taps)), taps)
 
     def project(self, features: Tensor) -> Tensor:
         """Features (…, D) -> logits (…, V)."""

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from regard.config_model import TransformerSideConfig
+from regard.data.batches import Batch
 from regard.model.attention import MultiHeadAttention
 from regard.model.layers import Dropout, Embedding, Layers, StochasticDepth, at_depth, linear, narrow
 from regard.model.positions import POSITIONS, Order
@@ -256,15 +257,14 @@ class TransformerDecoder(nn.Module):
                 taps[f"cross.{index}"] = apart(taps[f"cross.{index}"][..., : state.memory.mask.shape[1]], beam)
         return self.norm(x).view(rows, length, -1), state.advance(length, {}, past)
 
-    def real(self, tokens: Tensor, mask: Tensor, state: State, taps: Taps | None = None) -> Tensor:
-        """Features of real tokens alone, float (N, D), sentence after sentence; mask is bool (B, T), and the state is
-        that before the first token."""
+    def real(self, batch: Batch, state: State, taps: Taps | None = None) -> Tensor:
+        """Features of the real target tokens alone, float (N, D), sentence after sentence, from the state before the
+        first of them."""
         training = self.training and taps is None
-        if not (packs(mask, training) and packs(state.memory.mask, training)):
-            features: Tensor = self(tokens, state, taps)[0][mask]
-            return features
-        layout = Packed(mask)
-        x = self.dropout(layout.pack(narrow(self.positions(self.embedding(tokens)))))
+        if not (packs(batch.target_mask, training) and packs(state.memory.mask, training)):
+            return batch.real(self(batch.target_in, state, taps)[0])
+        layout = Packed(batch.target_mask)
+        x = self.dropout(layout.pack(narrow(self.positions(self.embedding(batch.target_in)))))
         length = layout.mask.shape[1]
         seen = torch.ones(length, length, dtype=torch.bool).tril()
         stack = Stack.of(layout, x, self.positions.order(layout.mask), seen, source_mask(state))

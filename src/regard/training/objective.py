@@ -141,7 +141,12 @@ def _copying_piece(
     """Log-probabilities summed over the real positions: the mean over the vocabulary, and that of the right token."""
     log_p = mixed_log_probabilities(features, weight, source)
     right = log_p.gather(-1, target[:, :, None]).squeeze(-1)
-    return log_p.mean(-1)[mask].sum(), right[mask].sum()
+    return total(log_p.mean(-1), mask), total(right, mask)
+
+
+def total(x: Tensor, mask: Tensor) -> Tensor:
+    """The sum of x where the mask of its shape is True; a GPU is not asked how often it is."""
+    return x.masked_fill(~mask, 0.0).sum()
 
 
 def coverage_loss(weights: Tensor, mask: Tensor) -> Tensor:
@@ -152,7 +157,7 @@ def coverage_loss(weights: Tensor, mask: Tensor) -> Tensor:
         mask: bool (B, T), True where there is a real target token.
     """
     before = weights.cumsum(1) - weights
-    return torch.minimum(weights, before).sum(-1)[mask].sum()
+    return total(torch.minimum(weights, before).sum(-1), mask)
 
 
 def alignment_loss(weights: Tensor, links: Tensor) -> Tensor:
@@ -228,7 +233,7 @@ def loss_of(
     if model.copies:
         loss, surprise = copying_cross_entropy(model(batch, taps), model.output, batch, smoothing)
     else:
-        targets = batch.target_out[batch.target_mask]
+        targets = batch.real(batch.target_out)
         loss, surprise = cross_entropy(model.real(batch, taps), model.output, targets, smoothing)
     if taps is not None:
         loss = loss + attention_loss(taps, batch, coverage, guide)

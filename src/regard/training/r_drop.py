@@ -11,7 +11,7 @@ from regard.data.batches import Batch
 from regard.model.pointer import mixed_log_probabilities
 from regard.model.rows import whole
 from regard.model.seq2seq import Seq2Seq
-from regard.training.objective import Guide, attention_loss, wanted_taps
+from regard.training.objective import Guide, attention_loss, total, wanted_taps
 
 PIECE = 256
 """Rows whose log-probabilities, of both passes, exist at one time."""
@@ -119,7 +119,7 @@ def _copying_piece(
     log_p, log_q = (mixed_log_probabilities(each, weight, source) for each in (first, second))
     mean, apart = (log_p + log_q) / 2, ((log_p.exp() - log_q.exp()) * (log_p - log_q)).sum(-1)
     right = mean.gather(-1, target[:, :, None]).squeeze(-1)
-    return right[mask].sum(), mean.mean(-1)[mask].sum(), apart[mask].sum()
+    return total(right, mask), total(mean.mean(-1), mask), total(apart, mask)
 
 
 def r_drop_loss_of(
@@ -141,7 +141,7 @@ def r_drop_loss_of(
     if model.copies:
         loss, surprise = copying_agreeing_cross_entropy(first, second, model.output, batch, alpha, smoothing)
     else:
-        targets = batch.target_out[batch.target_mask]
+        targets = batch.real(batch.target_out)
         loss, surprise = agreeing_cross_entropy(first, second, model.output, targets, alpha, smoothing)
     for each in taps:
         if each is not None:
