@@ -5,7 +5,8 @@ import multiprocessing
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
@@ -24,6 +25,7 @@ from regard.training.optimizer import make_optimizer
 from regard.training.precision import matrix_products, whole_update
 
 SMOOTHING = 0.1
+CPU = torch.device("cpu")
 
 
 class Plain(nn.Module):
@@ -59,12 +61,13 @@ class Plain(nn.Module):
 
 
 class PlainTransformer(Plain):
-    """What the torch tutorial would write: `nn.Transformer`, 4 + 4 layers, 4 heads."""
+    """What the torch tutorial would write: `nn.Transformer`, so many layers on each side."""
 
-    def __init__(self, size: int, width: int = 128, dropout: float = 0.3):
+    def __init__(self, size: int, width: int = 128, dropout: float = 0.3, layers: int = 4, heads: int = 4,
+                 feedforward: int = 256):
         super().__init__(size, width, dropout)
         self.positions = Sinusoidal(width)
-        self.transformer = nn.Transformer(width, 4, 4, 4, 2 * width, dropout, batch_first=True)
+        self.transformer = nn.Transformer(width, heads, layers, layers, feedforward, dropout, batch_first=True)
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Token vectors with positions."""
@@ -72,7 +75,8 @@ class PlainTransformer(Plain):
         return vectors
 
     def features(self, batch: Batch) -> Tensor:
-        causal = nn.Transformer.generate_square_subsequent_mask(batch.target_in.shape[1]).isinf()
+        causal = nn.Transformer.generate_square_subsequent_mask(
+            batch.target_in.shape[1], device=batch.source.device).isinf()
         padding = ~batch.source_mask
         features: Tensor = self.transformer(
             self.embed(batch.source), self.embed(batch.target_in), tgt_mask=causal, src_key_padding_mask=padding,
@@ -87,7 +91,7 @@ class Contestant:
 
     Attributes:
         loss: of a batch, per real target token.
-        precision: what Regard multiplies in, "float32" or "bfloat16"; empty: torch does as it does.
+        precision: of products, "float32" or "bfloat16"; empty: torch does as it does.
     """
 
     model: nn.Module
@@ -103,16 +107,16 @@ class Contestant:
                    make_optimizer(model, settings), precision)
 
     @classmethod
-    def plain(cls, model: Plain, optimizer: type[torch.optim.Optimizer]) -> "Contestant":
-        """A plain model, trained as torch does without being told."""
-        return cls(model, model.loss, optimizer(model.parameters(), lr=1e-3))  # type: ignore[call-arg]
+    def plain(cls, model: Plain, optimizer: type[torch.optim.Optimizer], precision: str = "") -> "Contestant":
+        """A plain model, trained as torch does without being told, or only told to multiply in bfloat16."""
+        return cls(model, model.loss, optimizer(model.parameters(), lr=1e-3), precision)  # type: ignore[call-arg]
 
     def update(self, batch: Batch) -> None:
         """One whole update: forward, loss, backward, clip, optimizer step."""
-        cpu = torch.device("cpu")
-        with whole_update(self.precision, cpu):
-            with matrix_products(self.precision, cpu):
-                loss = self.loss(batch)
+        device = next(self.model.parameters()).device
+        with whole_update(self.precision, device):
+            with matrix_products(self.precision, device):
+                loss = self.loss(batch.to(device))
             loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
@@ -123,6 +127,7 @@ class Contestant:
         start = time.perf_counter()
         for batch in batches:
             self.update(batch)
+        next(self.model.parameters()).flatten()[0].item()  # a GPU has made the last update too
         return sum(batch.tokens for batch in batches) / max(time.perf_counter() - start, 1e-9)
 
 
@@ -133,13 +138,14 @@ def batches_of(corpus: Corpus, batch_tokens: int, count: int) -> list[Batch]:
     return [order.update(epoch, position)[0] for epoch, position in places]
 
 
-def peak(kind: torch.dtype, size: int = 2048, seconds: float = 2.0) -> float:
-    """Operations a second that square matrices of this type are multiplied with on this machine."""
-    a, times = torch.randn(size, size).to(kind), []
+def peak(kind: torch.dtype, device: torch.device = CPU, seconds: float = 2.0) -> float:
+    """Operations a second that square matrices of this type are multiplied with, 2,048 or, by a GPU, 8,192 wide."""
+    size = 2048 if device == CPU else 8192
+    a, times = torch.randn(size, size, device=device).to(kind), []
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or len(times) < 3:
         start = time.perf_counter()
-        torch.mm(a, a)
+        torch.mm(a, a)[0, 0].item()  # by which a GPU is waited for
         times.append(time.perf_counter() - start)
     return 2 * size**3 / statistics.median(times)
 
@@ -148,19 +154,45 @@ Make = Callable[[], Contestant]
 """What makes a contestant, in the process that it is timed in."""
 
 
-def serve(pipe: Connection, make: Make, batches: Sequence[Batch]) -> None:
-    """Answer each pair (first, last) with the speed over those batches, until None comes."""
+Ask = Callable[[int, int], float]
+"""Gives a contestant's speed over the batches from the first to before the last."""
+
+
+@contextmanager
+def beside(make: Make, batches: Sequence[Batch]) -> Iterator[Ask]:
+    """A contestant in this process."""
     torch.manual_seed(1)
     contestant = make()
-    while (block := pipe.recv()) is not None:
-        pipe.send(contestant.speed(batches[slice(*block)]))
+    yield lambda first, last: contestant.speed(batches[first:last])
+
+
+@contextmanager
+def apart(make: Make, batches: Sequence[Batch]) -> Iterator[Ask]:
+    """A contestant in a process of its own, with the memory settings that its users have."""
+    forks = multiprocessing.get_context("fork")  # the batches are there already, and no thread is
+    pipe, theirs = forks.Pipe()
+    forks.Process(target=serve, args=(theirs, make, batches), daemon=True).start()
+    theirs.close()
+
+    def ask(first: int, last: int) -> float:
+        pipe.send((first, last))
+        speed: float = pipe.recv()
+        return speed
+
+    yield ask
+    pipe.send(None)
+
+
+def serve(pipe: Connection, make: Make, batches: Sequence[Batch]) -> None:
+    """Answer each pair (first, last) with the speed over those batches, until None comes."""
+    with beside(make, batches) as ask:
+        while (block := pipe.recv()) is not None:
+            pipe.send(ask(*block))
 
 
 def take_turns(contestants: Mapping[str, Make], batches: Sequence[Batch], rounds: int, block: int,
-               title: str = "") -> dict[str, list[float]]:
+               title: str = "", device: torch.device = CPU) -> dict[str, list[float]]:
     """Tokens per second of each block of updates, for each contestant.
-
-    Each lives in a process of its own, with the memory settings that its users have.
 
     Args:
         contestants: by name; they take turns, a block each.
@@ -168,24 +200,18 @@ def take_turns(contestants: Mapping[str, Make], batches: Sequence[Batch], rounds
         rounds: blocks of each contestant.
         block: updates in a block.
         title: begins each line of progress.
+        device: where they are; those of a GPU share this process.
     """
     speeds: dict[str, list[float]] = {name: [] for name in contestants}
-    forks = multiprocessing.get_context("fork")  # the batches are there already, and no thread is
-    pipes = {}
-    for name, make in contestants.items():
-        pipes[name], theirs = forks.Pipe()
-        forks.Process(target=serve, args=(theirs, make, batches), daemon=True).start()
-        theirs.close()
-    warmup = len(batches) - rounds * block
-    for number in range(rounds + 1):
-        for name, pipe in pipes.items():
-            pipe.send((0, warmup) if number == 0 else (warmup + (number - 1) * block, warmup + number * block))
-            speed = pipe.recv()
-            if number:
-                speeds[name].append(speed)
-                print(f"{title}round {number}/{rounds}  {name:<7} {speed:>8,.0f} tokens/s", file=sys.stderr)
-    for pipe in pipes.values():
-        pipe.send(None)
+    lives, warmup = apart if device == CPU else beside, len(batches) - rounds * block
+    with ExitStack() as stack:
+        asks = {name: stack.enter_context(lives(make, batches)) for name, make in contestants.items()}
+        for number in range(rounds + 1):
+            for name, ask in asks.items():
+                speed = ask(*(0, warmup) if number == 0 else (warmup + (number - 1) * block, warmup + number * block))
+                if number:
+                    speeds[name].append(speed)
+                    print(f"{title}round {number}/{rounds}  {name:<7} {speed:>8,.0f} tokens/s", file=sys.stderr)
     return speeds
 
 

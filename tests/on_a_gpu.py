@@ -2,13 +2,14 @@
 
 from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
 import regard
-from conftest import FAMILIES, MODELS, make_batch, make_config, make_model
+from conftest import FAMILIES, MODELS, make_batch, make_config, make_model, write_reversal
 from pretend_gpu import GPU, at_work
 from regard.config import DecodeConfig
 from regard.config_train import TrainConfig
@@ -86,25 +87,52 @@ def test_search_finds_what_it_finds_on_a_processor(name, strategy):
         assert [one.score for one in row] == pytest.approx([one.score for one in others], abs=1e-5)
 
 
-@pytest.mark.parametrize("name", SOME)
-def test_a_training_goes_on_and_its_model_translates(name, corpus, tmp_path, monkeypatch):
-    def train(folder, steps):
-        config = make_config(corpus, name, model={"dropout": 0.0}, steps=steps, metric="bleu", ema=0.5, average=2,
-                             precision="float32")
-        return loop.train(config, folder, quiet=True)
-
-    def losses(run):
-        return [row["loss"] for row in run.metrics()]
-
-    expected = train(tmp_path / "processor", 8)
+@pytest.fixture
+def gpu(monkeypatch):
+    """A context in which training runs there."""
     monkeypatch.setattr(loop, "pick_device", lambda name: GPU)
     monkeypatch.setattr(checkpoint, "save_file", lambda tensors, *rest, **named: save_file(  # it does so itself by CUDA
         {name: tensor.cpu() for name, tensor in tensors.items()}, *rest, **named))
-    with at_work():
-        train(tmp_path / "gpu", 4)
-        run = train(tmp_path / "gpu", 8)
-        assert losses(run) == pytest.approx(losses(expected), rel=1e-4)
-        found = regard.load(run.folder, device="gpu", engine="torch").translate(["a b c", "d d"])
-    texts = regard.load(run.folder, engine="torch").translate(["a b c", "d d"])
-    assert [one.text for one in found] == [one.text for one in texts]
+    return at_work()
 
+
+def trained(corpus, folder, name, **settings):
+    """A run without dropout."""
+    return loop.train(make_config(corpus, name, model={"dropout": 0.0}, precision="float32", **settings), folder,
+                      quiet=True)
+
+
+@pytest.mark.parametrize("name", SOME)
+def test_a_training_goes_on_and_its_model_translates(name, corpus, tmp_path, request):
+    settings, lines = {"metric": "bleu", "ema": 0.5, "average": 2}, ["a b c", "d d"]
+    expected = trained(corpus, tmp_path / "processor", name, steps=8, **settings)
+    with request.getfixturevalue("gpu"):
+        trained(corpus, tmp_path / "gpu", name, steps=4, **settings)
+        run = trained(corpus, tmp_path / "gpu", name, steps=8, **settings)
+        found = regard.load(run.folder, device="gpu", engine="torch").translate(lines)
+        losses = [[row["loss"] for row in each.metrics()] for each in (run, expected)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4) and len(losses[0]) == 10
+    assert [one.text for one in found] == [one.text for one in regard.load(run.folder, engine="torch").translate(lines)]
+
+
+def test_a_step_of_training_waits_once(corpus, tmp_path, gpu):
+    waited = []
+    with gpu as waits:
+        for steps in (3, 8):
+            waits.clear()
+            trained(corpus, tmp_path / f"{steps}", "transformer-pre", steps=steps, validate_every=100, clip=1.0)
+            waited.append(sum(waits.values()))
+    assert waited[1] - waited[0] == 8 - 3
+
+
+def test_the_benchmark_of_training_takes_turns_there(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parent.parent / "benchmarks")
+    import train
+
+    write_reversal(tmp_path)
+    for side, name in (("source", "en"), ("target", "de")):
+        (tmp_path / f"train.{side}").rename(tmp_path / f"train.{name}")
+    with at_work():
+        speeds, _ = train.measure(
+            train.settings(tmp_path, "tiny", 64), train.SIZES["tiny"], GPU, "bfloat16", rounds=1, block=1, warmup=1)
+    assert all(speed > 0 for each in speeds.values() for speed in each) and len(speeds) == 3
