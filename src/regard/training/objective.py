@@ -20,6 +20,9 @@ from regard.model.state import Taps
 PIECE = 512
 """Rows whose logits exist at one time: 512 x 10,000 bfloat16 are 10 MB. Their products, 128 wide, run at 89% of the
 peak, those of 1,024 rows at 81% (docs/log.md, 2026-11-21)."""
+GPU_PIECE = 1 << 27
+"""Logits that exist at one time on a GPU: 256 MB in bfloat16. Small pieces would be over before the next was asked for
+(reckoned from a dozen calls of some 4 us for each, not measured)."""
 SUMMED = 8
 """Pieces whose parts in the table's gradient are summed in bfloat16, before their sum is added to the others' in
 float32. The gradient's error was 0.25% with that, and 0.24% without (docs/log.md, 2026-11-30)."""
@@ -68,9 +71,10 @@ class _ProjectedCrossEntropy(torch.autograd.Function):
         right_logits, right_log_p = (torch.empty_like(right, dtype=weight.dtype) for _ in range(2))
         # One buffer serves all pieces: memory that is given back is faulted in again page by page, which costs more
         # than the arithmetic.
-        buffer = x.new_empty(min(PIECE, len(x)), len(w))
-        for start in range(0, len(x), PIECE):
-            rows = slice(start, start + PIECE)
+        piece = max(PIECE, GPU_PIECE // len(w)) if x.is_cuda else PIECE
+        buffer = x.new_empty(min(piece, len(x)), len(w))
+        for start in range(0, len(x), piece):
+            rows = slice(start, start + piece)
             logits = torch.mm(x[rows], w.T, out=buffer[: len(x[rows])])
             right_logits[rows] = logits.gather(1, right[rows]).to(weight.dtype)
             p = torch.softmax(logits, dim=-1, out=logits)
