@@ -142,11 +142,24 @@ for _names, _kind in ((NARROWED, torch.bfloat16), (WIDENED, torch.float32)):
 AUTOCAST[1].fallback(torch.library.fallthrough_kernel)
 
 
+def stepwise(cells):
+    """torch's cells as calls that every device has, where they have one kernel of a GPU."""
+    def run(*given):
+        with enable_python_dispatcher():
+            return cells(*given)
+
+    return run
+
+
+for _name in ("rnn_tanh", "gru", "lstm"):
+    setattr(torch._VF, _name, stepwise(getattr(torch._VF, _name)))
+
+
 @contextmanager
 def at_work():
     """A context in which the GPU is there; gives what has waited for it, by operation."""
     WAITS.clear()
     with ExitStack() as stack:
-        for each in (enable_python_dispatcher(), Computed(), Lists()):
+        for each in (Computed(), Lists()):
             stack.enter_context(each)
         yield WAITS

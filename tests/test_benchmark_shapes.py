@@ -1,0 +1,31 @@
+"""The count of shapes: what it calls new, and that it notes every product of an update."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+
+@pytest.fixture
+def shapes(monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parent.parent / "benchmarks")
+    import shapes
+
+    return shapes
+
+
+def test_new_is_what_was_not_used_lately(shapes):
+    updates = [["a", "b"], ["a", "b"], ["a", "c"], ["b", "a"]]
+    assert [shapes.new(updates, kept) for kept in (1, 2, 3)] == [2, 1.5, 0.5]
+
+
+def test_a_product_and_both_of_its_gradients_are_noted_in_bfloat16(shapes):
+    x, weight = torch.randn(2, 3, requires_grad=True), torch.randn(4, 3, requires_grad=True)
+    with shapes.Noted() as noted:
+        with torch.autocast("cpu", torch.bfloat16):
+            y = torch.nn.functional.linear(x, weight)
+        y.sum().backward()
+    assert [[tuple(size) for _, size, _ in product] for product in noted.shapes] == [
+        [(2, 3), (3, 4)], [(4, 2), (2, 3)], [(2, 4), (4, 3)]]
+    assert {kind for product in noted.shapes for kind, *_ in product} == {torch.bfloat16}
+    assert not y.any() and not weight.grad.any()
