@@ -15,8 +15,8 @@ from regard.config_train import TrainConfig
 from regard.errors import RunError
 
 PRODUCTS_KEPT = 512
-"""How many shapes of product oneDNN keeps its program for, some 0.3 MB each. An update has about 30. Of an LSTM's, on
-batches of 4,096 tokens, 18 are not among the last 128, and 3 not among the last 512 (docs/log.md, 2026-11-30)."""
+"""How many shapes of product oneDNN keeps its program for, some 0.3 MB each. An LSTM, on batches of 4,096 tokens, has
+21 in an update that are not among the last 128, and 5 not among the last 512 (benchmarks/shapes.py)."""
 
 
 def bfloat16_hardware(device: torch.device) -> str | None:
