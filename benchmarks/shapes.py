@@ -55,9 +55,9 @@ class Noted(TorchDispatchMode):
             x, weight = tensors[:2]
             return x.new_zeros(len(x), len(weight))
         if packet is torch.ops.aten.addmm_:
-            return given[0]
+            return given[0].zero_()
         left, right = tensors[-2:]
-        return named["out"] if "out" in named else left.new_zeros(*left.shape[:-1], right.shape[-1])
+        return named["out"].zero_() if "out" in named else left.new_zeros(*left.shape[:-1], right.shape[-1])
 
 
 def new(shapes: Sequence[Sequence[Hashable]], kept: int) -> float:

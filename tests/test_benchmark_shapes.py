@@ -29,3 +29,10 @@ def test_a_product_and_both_of_its_gradients_are_noted_in_bfloat16(shapes):
         [(2, 3), (3, 4)], [(4, 2), (2, 3)], [(2, 4), (4, 3)]]
     assert {kind for product in noted.shapes for kind, *_ in product} == {torch.bfloat16}
     assert not y.any() and not weight.grad.any()
+
+
+def test_a_product_into_a_tensor_that_is_there_is_noted_and_gives_zeros_too(shapes):
+    x, out = torch.randn(3, 3), torch.full((3, 3), torch.nan)
+    with shapes.Noted() as noted:
+        assert torch.mm(x, x, out=out) is out and torch.full((3, 3), torch.nan).addmm_(x, x).eq(0).all()
+    assert not out.any() and len(noted.shapes) == 2
