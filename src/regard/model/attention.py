@@ -65,7 +65,16 @@ class Score(nn.Module):
         return self.compare(query, self.project(keys))
 
 
-class Dot(Score):
+class Product(Score):
+    """Any score that is a product: scale · query · projected key."""
+
+    scale = 1.0
+
+    def compare(self, query: Tensor, projected: Tensor) -> Tensor:
+        return (query if self.scale == 1 else query * self.scale) @ projected.transpose(-2, -1)
+
+
+class Dot(Product):
     """query · key (Luong et al. 2015, eq. 8, "dot")."""
 
     def __init__(self, query_width: int, key_width: int):
@@ -74,18 +83,16 @@ class Dot(Score):
             raise ConfigError(f'a dot score needs query and key of one width, and they are {query_width} and '
                               f'{key_width}: use score = "general" or "additive", or equal widths')
 
-    def compare(self, query: Tensor, projected: Tensor) -> Tensor:
-        return query @ projected.transpose(-2, -1)
-
 
 class ScaledDot(Dot):
     """query · key / √D (Vaswani et al. 2017, eq. 1)."""
 
-    def compare(self, query: Tensor, projected: Tensor) -> Tensor:
-        return super().compare(query / math.sqrt(query.shape[-1]), projected)
+    def __init__(self, query_width: int, key_width: int):
+        super().__init__(query_width, key_width)
+        self.scale = 1 / math.sqrt(query_width)
 
 
-class General(Score):
+class General(Product):
     """query · W key (Luong et al. 2015, eq. 8, "general")."""
 
     def __init__(self, query_width: int, key_width: int):
@@ -96,11 +103,21 @@ class General(Score):
         projected: Tensor = self.weight(keys)
         return projected
 
+
+class Perceptron(Score):
+    """Any score that a layer of tanh makes: v · tanh(P query + projected key)."""
+
+    v: nn.Linear
+
+    def matrix(self) -> Tensor:
+        """P."""
+        raise NotImplementedError
+
     def compare(self, query: Tensor, projected: Tensor) -> Tensor:
-        return query @ projected.transpose(-2, -1)
+        return along(self.v.weight[0], nn.functional.linear(query, self.matrix()), projected)
 
 
-class Additive(Score):
+class Additive(Perceptron):
     """v · tanh(W query + U key) (Bahdanau et al. 2015, appendix A.1.2)."""
 
     def __init__(self, query_width: int, key_width: int):
@@ -113,11 +130,12 @@ class Additive(Score):
         projected: Tensor = self.key(keys)
         return projected
 
-    def compare(self, query: Tensor, projected: Tensor) -> Tensor:
-        return along(self.v.weight[0], self.query(query), projected)
+    def matrix(self) -> Tensor:
+        weight: Tensor = self.query.weight
+        return weight
 
 
-class Concat(Score):
+class Concat(Perceptron):
     """v · tanh(W [query; key]) (Luong et al. 2015, eq. 8, "concat"): one matrix over both, with its bias."""
 
     def __init__(self, query_width: int, key_width: int):
@@ -128,9 +146,8 @@ class Concat(Score):
     def project(self, keys: Tensor) -> Tensor:
         return nn.functional.linear(keys, self.weight.weight[:, self.query_width :], self.weight.bias)
 
-    def compare(self, query: Tensor, projected: Tensor) -> Tensor:
-        asked = nn.functional.linear(query, self.weight.weight[:, : self.query_width])
-        return along(self.v.weight[0], asked, projected)
+    def matrix(self) -> Tensor:
+        return self.weight.weight[:, : self.query_width]
 
 
 class Gaussian(Score):
@@ -244,6 +261,9 @@ class Window(nn.Module):
         radius: D, in source tokens.
     """
 
+    learns = False
+    """Whether where to look depends on the query, by weights of its own."""
+
     def __init__(self, width: int, radius: int):
         super().__init__()
         self.radius = radius
@@ -275,6 +295,8 @@ class Predictive(Window):
 
     S is each row's own length. The softmax is taken before that factor, so that a row of weights sums to less than 1.
     """
+
+    learns = True
 
     def __init__(self, width: int, radius: int):
         super().__init__(width, radius)
