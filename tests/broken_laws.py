@@ -27,7 +27,7 @@ from torch.autograd.gradcheck import GradcheckError
 from regard.data.batches import Batch
 from regard.decode import search
 from regard.decode.hypotheses import Paths
-from regard.model import attention, conv, layers, positions, rnn, rows, seq2seq, sublayers
+from regard.model import attention, conv, layers, positions, rnn, rows, seq2seq, stepwise, sublayers
 from regard.model.state import Memory, Past, State
 from regard.text.tokenizer import EOS
 from regard.training import checkpoint, device, loop, objective
@@ -50,7 +50,8 @@ def causal_mask_one_too_far(patch):
 
 def padding_is_looked_at(patch):
     patch.setattr(attention, "weigh", lambda scores, mask: torch.softmax(scores, dim=-1))
-    patch.setattr(attention, "hiding", lambda mask, dtype: torch.zeros_like(mask, dtype=dtype))
+    for module in (attention, rnn):
+        patch.setattr(module, "hiding", lambda mask, dtype: torch.zeros_like(mask, dtype=dtype))
     change(patch, attention.MultiHeadAttention, "fused", lambda original, *each: original(*each[:4], None, each[5]))
 
 
@@ -96,7 +97,7 @@ def window_counted_anew_in_each_call(patch):
 
 
 def window_one_too_far(patch):
-    change(patch, attention.Monotonic, "forward", lambda original, self, query, mask, position, beam: original(
+    change(patch, attention.Monotonic, "forward", lambda original, self, query, mask, position, beam=1: original(
         self, query, mask, position + 1, beam))
 
 
@@ -227,6 +228,16 @@ def gate_without_gradient(patch):
         return original(torch.cat(parts, dim=-1), output, source)
 
     change(patch, objective, "mixed_log_probabilities", mixed)
+
+
+def keys_of_a_loop_without_gradient(patch):
+    change(patch, stepwise.Products, "grads", lambda original, *arguments: [
+        torch.zeros_like(grad) for grad in original(*arguments)])
+
+
+def what_is_fed_without_gradient(patch):
+    change(patch, stepwise.Layer, "back", lambda original, *arguments: (
+        torch.zeros_like(original(*arguments)[0]), original(*arguments)[1]))
 
 
 def coverage_without_gradient(patch):
@@ -435,6 +446,8 @@ LAWS = {
         Fault("the output table's gradient is halved", "after-dot", half_of_the_tables_gradient),
         Fault("the copy gate has no gradient", "before-copy", gate_without_gradient),
         Fault("the coverage loss has no gradient", "before-coverage", coverage_without_gradient),
+        Fault("what a loop says of the keys is lost", "before-dot", keys_of_a_loop_without_gradient),
+        Fault("what enters a loop beside the token has no gradient", "after-feeding", what_is_fed_without_gradient),
         Fault("guided alignment has no gradient", "transformer-pre", guidance_without_gradient),
     ],
     "test_resumed_is_uninterrupted": [

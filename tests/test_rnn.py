@@ -133,8 +133,8 @@ def test_second_derivatives_of_a_cell_are_refused(cell, length):
 
 def test_in_bfloat16_a_loop_sums_gradients_of_its_matrices_in_float32():
     torch.manual_seed(1)
-    decoder = RNNDecoder(config(cell="lstm", attention="after", score="general", input_feeding=True),
-                         Embedding(9, WIDTH), MEMORY_WIDTH)
+    decoder = RNNDecoder(config(cell="lstm", attention="after", score="general", input_feeding=True, coverage=True),
+                         Embedding(9, WIDTH), MEMORY_WIDTH)  # with coverage its steps are joined by autograd
     memory, tokens = a_memory(), torch.randint(9, (3, 60))
     memory = replace(memory, **{name: getattr(memory, name).float() for name in ("states", "summary", "values")})
     found = []

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from regard.model.layers import narrow
-from regard.model.rows import whole
+from regard.model.rows import room, step
 
 Tensors = tuple[Tensor, ...]
 sigmoid_back, tanh_back = torch.ops.aten.sigmoid_backward, torch.ops.aten.tanh_backward
@@ -46,7 +46,7 @@ class Kind(NamedTuple):
     parts: tuple[str, ...]
     apart: bool
     step: Callable[..., tuple[Tensors, Tensors]]
-    back: Callable[..., tuple[Tensor, Tensor, tuple[Tensor | None, ...]]]
+    back: Callable[..., tuple[Tensor, Tensor, tuple[Tensor | None, *Tensors]]]
 
 
 def elman(x: Tensor, asked: Tensor, hidden: Tensor) -> tuple[Tensors, Tensors]:
@@ -70,7 +70,7 @@ def gru(x: Tensor, asked: Tensor, hidden: Tensor) -> tuple[Tensors, Tensors]:
     return (torch.lerp(new, hidden, z),), (gates, new, last, hidden)
 
 
-def gru_back(known: Tensors, after: Tensor) -> tuple[Tensor, Tensor, Tensors]:
+def gru_back(known: Tensors, after: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor]]:
     """The gradients of `gru`, as `Kind.back` says."""
     gates, new, last, hidden = known
     r, z = gates.chunk(2, dim=1)
@@ -153,9 +153,19 @@ class Cell(nn.Module):
     def gates(self, x: Tensor) -> Tensor:
         """What x, float (…, inputs) or the first values of it, says of the gates, float (…, G), with all biases but
         those that the gates of a GRU have apart."""
-        W, b, width = self.part("weight_ih"), self.part("bias_ih"), x.shape[-1]
-        return nn.functional.linear(x, W if width == W.shape[1] else W[:, :width],
-                                    b if self.kind.apart else b + self.part("bias_hh"))
+        W, width = self.part("weight_ih"), x.shape[-1]
+        return nn.functional.linear(x, W if width == W.shape[1] else W[:, :width], self.bias())
+
+    def bias(self) -> Tensor:
+        """(G,), all biases but those that the gates of a GRU have apart."""
+        b = self.part("bias_ih")
+        return b if self.kind.apart else b + self.part("bias_hh")
+
+    def for_loop(self, said: Tensor, width: int = 0) -> tuple[Tensor, ...]:
+        """What `regard.model.stepwise` runs, said, W, U and b of its `Layer`: what is known of the gates before, of so
+        many values of the input, and what meets the others."""
+        return (narrow(said), narrow(self.part("weight_ih")[:, width:]), narrow(self.part("weight_hh")),
+                narrow(self.part("bias_hh")))
 
     def steps(self) -> Callable[[Tensor, dict[str, Tensor]], dict[str, Tensor]]:
         """What makes one step after another: (what its input says of the gates, (B, G), and the state before it) -> the
@@ -225,16 +235,16 @@ class _Run(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, kind: Kind, learns: bool, U: Tensor, b: Tensor, x: Tensor, *first: Tensor) -> Tensors:
         (T, B, _), D = x.shape, U.shape[1]
-        hidden, state = U.new_empty(T + 1, B, D), widened(*first)
+        hidden, state = room(U, (T + 1) * B, D), widened(*first)
         known: list[Tensor] = []
-        hidden[0] = state[0]
+        hidden[:B] = state[0]
         for t in range(T):
-            state, each = one_step(kind, U, b, x[t], hidden[t], *state)
-            hidden[t + 1] = state[0]
+            state, each = one_step(kind, U, b, x[t], hidden[step(t, B)], *state)
+            hidden[step(t + 1, B)] = state[0]
             known += each if learns else ()
         ctx.save_for_backward(U, hidden, *known)
         ctx.kind, ctx.types = kind, [part.dtype for part in (b, x, *first)]
-        return hidden[1:], *told(U, *state)
+        return hidden[B : (T + 1) * B].view(T, B, D), *told(U, *state)
 
     @staticmethod
     @once_differentiable
@@ -242,27 +252,22 @@ class _Run(torch.autograd.Function):
         U, hidden, *known = ctx.saved_tensors
         kind, state, (T, B, _) = ctx.kind, widened(*grads[1:]), grads[0].shape
         count = len(known) // T
-        asked = U.new_empty(T, B, len(U))
+        asked = room(U, T * B, len(U))
         x = torch.empty_like(asked) if kind.apart else asked
         for t in reversed(range(T)):
             of_step = tuple(known[t * count : (t + 1) * count])
-            to_x, asked[t], direct = kind.back(of_step, state[0] + grads[0][t], *state[1:])
+            to_x, asked[step(t, B)], direct = kind.back(of_step, state[0] + grads[0][t], *state[1:])
             if kind.apart:
-                x[t] = to_x
-            state = before(asked[t] @ U, *direct)
-        rows, met = few(asked.flatten(0, 1)), few(hidden[:-1].flatten(0, 1))
-        return None, None, rows.t() @ met, *in_types(ctx.types, rows.sum(0) if kind.apart else None, x, *state)
+                x[step(t, B)] = to_x
+            state = before(asked[step(t, B)] @ U, *direct)
+        b, of_U = asked.sum(0) if kind.apart else None, asked.t() @ hidden[: len(asked)]
+        return None, None, of_U, *in_types(ctx.types, b, x[: T * B].view(T, B, -1), *state)
 
 
 def before(through: Tensor, direct: Tensor | None, *others: Tensor) -> Tensors:
     """Gradients of the state before a step: that of its hidden part comes through asked, and maybe directly too."""
     through = widened(through)[0]
     return (through if direct is None else direct + through, *others)
-
-
-def few(rows: Tensor) -> Tensor:
-    """(N, …), in bfloat16 with rows of zeros that make the shapes of products few."""
-    return whole(rows) if rows.dtype == torch.bfloat16 else rows
 
 
 def in_types(types: Sequence[torch.dtype], *grads: Tensor | None) -> Iterator[Tensor | None]:

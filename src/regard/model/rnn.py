@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from regard.config_model import RNNDecoderConfig, RNNEncoderConfig
-from regard.model.attention import Attention, fixed
+from regard.model import stepwise
+from regard.model.attention import Attention, fixed, hiding
 from regard.model.cells import KINDS, Cell
-from regard.model.layers import Dropout, Embedding, Layers
+from regard.model.layers import Dropout, Embedding, Layers, narrow
 from regard.model.state import Memory, State, Taps
 
 
@@ -139,7 +140,8 @@ class RNNDecoder(nn.Module):
         input_feeding = true       [y; h̃_{t-1}] Luong et al. (2015), section 3.3
 
     Where nothing that enters was made by the step before (the first three), all of T runs in one call of the
-    cell: `at_once`. The other two are a loop: `step_by_step`.
+    cell: `at_once`. The other two are a loop: `step_by_step`, or, where a processor makes several steps, most of them
+    `written_out`.
 
     Args:
         config: the decoder's settings.
@@ -187,7 +189,10 @@ class RNNDecoder(nn.Module):
         (See et al. 2017, eq. 8) and the weights, scaled to sum to 1, follow: what `regard.model.pointer` reads.
         """
         x, cache = self.embedding(tokens), dict(state.cache)
-        found = (self.step_by_step if self.before or self.feeding else self.at_once)(x, state, cache)
+        how = self.at_once
+        if self.before or self.feeding:
+            how = self.written_out if stepwise.runs(self.attention, x, state.memory) else self.step_by_step
+        found = how(x, state, cache)
         features = self.dropout(found.output)
         if taps is not None and found.weights is not None:
             taps["cross.0"] = found.weights
@@ -248,6 +253,29 @@ class RNNDecoder(nn.Module):
                 found.append((hidden, context, weights, output))
         hidden, context, weights, *outputs = (torch.cat(each, dim=1) for each in zip(*found, strict=True))
         return Found(hidden, context, weights, outputs[0] if outputs else self.read(hidden, context))
+
+    def written_out(self, x: Tensor, state: State, cache: dict[str, Tensor]) -> Found:
+        """What `step_by_step` makes, in one function with its gradient: `regard.model.stepwise`."""
+        assert self.attention is not None
+        (first, *_), memory, (B, T, width) = self.layers, state.memory, x.shape
+        factor, *factors = (self.dropout.factors(x, layer.rnn.input_size).transpose(0, 1) for layer in self.layers)
+        said = first.gates(x.transpose(0, 1) * factor[..., :width])
+        scores, inputs = stepwise.compared(self.attention, state.shared["projected"])
+        inputs.append(memory.values)
+        if self.feeding and self.readout is not None:
+            inputs += [cache["fed"], narrow(self.readout.weight), narrow(self.readout.bias)]
+        for index, layer in enumerate(self.layers):
+            inputs += layer.for_loop(layer.bias().expand(T, B, -1)) if index else layer.for_loop(said, width)
+            inputs += [cache[f"{index}.{name}"] for name in layer.kind.parts]
+        near, _ = self.attention.window(x, memory.mask, state.length)
+        hidden, context, weights, made, *last = stepwise.loop(
+            stepwise.Form(first.kind, self.residual, self.feeding, scores), hiding(near, torch.float32),
+            [factor[..., width:], *factors], inputs)
+        cache.update(zip(self.parts, last, strict=True))
+        if made is not None:
+            cache["fed"], made = made[-1], made.transpose(0, 1)
+        hidden, context, weights = (each.transpose(0, 1) for each in (hidden, context, weights))
+        return Found(hidden, context, weights, self.read(hidden, context) if made is None else made)
 
     def look(self, query: Tensor, state: State, cache: dict[str, Tensor], t: int) -> tuple[Tensor, Tensor]:
         """Context, (B, T, E), and weights, (B, T, S), of queries, (B, T, D), the first of them t after the state."""

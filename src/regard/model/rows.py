@@ -134,6 +134,18 @@ def whole(rows: Tensor) -> Tensor:
     return nn.functional.pad(rows, (0, 0, 0, -len(rows) % ROWS))
 
 
+def room(like: Tensor, count: int, width: int) -> Tensor:
+    """Room for so many rows, and zeros up to a multiple of `ROWS`: what `whole` gives, without a copy."""
+    made = like.new_empty(-(-count // ROWS) * ROWS, width)
+    made[count:] = 0
+    return made
+
+
+def step(t: int, B: int) -> slice:
+    """Which of the rows (T x B, …) of all steps are those of step t."""
+    return slice(t * B, (t + 1) * B)
+
+
 def sentences(count: int) -> int:
     """So many sentences or up to an eighth more, of which there are few numbers: what a recurrent network multiplies in
     each step has a row for each."""
