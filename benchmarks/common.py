@@ -211,11 +211,11 @@ def take_turns(contestants: Mapping[str, Make], batches: Sequence[Batch], rounds
                 speed = ask(*(0, warmup) if number == 0 else (warmup + (number - 1) * block, warmup + number * block))
                 if number:
                     speeds[name].append(speed)
-                    print(f"{title}round {number}/{rounds}  {name:<7} {speed:>8,.0f} tokens/s", file=sys.stderr)
+                    print(f"{title}round {number}/{rounds}  {name:<11} {speed:>8,.0f} tokens/s", file=sys.stderr)
     return speeds
 
 
-def ratios(speeds: Mapping[str, Sequence[float]], name: str) -> tuple[float, float, float]:
-    """A contestant's speed over the plain one's, of the blocks of each round: the median, the least, the greatest."""
-    each = [ours / plain for ours, plain in zip(speeds[name], speeds["plain"], strict=True)]
+def ratios(speeds: Mapping[str, Sequence[float]], name: str, other: str = "plain") -> tuple[float, float, float]:
+    """A contestant's speed over another's, of the blocks of each round: the median, the least, the greatest."""
+    each = [ours / theirs for ours, theirs in zip(speeds[name], speeds[other], strict=True)]
     return statistics.median(each), min(each), max(each)

@@ -6,9 +6,10 @@ FOLDER holds train.en and train.de (docs/data.md says how to get them). A plain 
 sizes, dropout and loss, and is what a person would write with torch's own modules: `nn.LSTM`, `nn.LSTMCell` in a loop,
 `nn.Conv1d` with `weight_norm`, `nn.Transformer`; all logits at once in `cross_entropy`; `Adam`. The models of a family
 take turns, a block of updates each, so that a machine that slows down slows all. Regard runs as its users run it
-("regard", train.precision = "auto") and with float32 products ("float32"), the plain form in float32 as torch runs it.
+("regard", train.precision = "auto") and with float32 products ("float32"), the plain form in float32 as torch runs it;
+the plain Transformer takes turns with every family ("transformer"), so that families can be held against one thing.
 What counts are non-padding target tokens per second of whole updates (forward, loss, backward, clip, optimizer step),
-and the ratio to the plain form's.
+and the ratios to the plain form's and to the plain Transformer's.
 
 Letters in shapes: B batch, S source length, T target length, D width.
 """
@@ -263,6 +264,11 @@ FAMILIES = {
 }
 
 
+RATIOS = {"ratio": ("regard", "plain"), "ratio_float32": ("float32", "plain"),
+          "ratio_transformer": ("regard", "transformer")}
+"""Whose speed is held against whose."""
+
+
 def config_of(family: Family, data: Path) -> Config:
     """The config of a family's training."""
     return parse_config({
@@ -286,13 +292,17 @@ def measure(name: str, config: Config, size: int, batches: Sequence[Batch], roun
     contestants = {
         "regard": lambda: Contestant.ours(ours(), config.train, chosen(config.train, torch.device("cpu"))[0]),
         "float32": lambda: Contestant.ours(ours(), config.train, "float32"),
-        "plain": lambda: Contestant.plain(plain(), torch.optim.Adam)}
+        "plain": lambda: Contestant.plain(plain(), torch.optim.Adam),
+        "transformer": lambda: Contestant.plain(PlainTransformer(size), torch.optim.Adam)}
+    if name == "transformer":
+        del contestants["transformer"]
     speeds = take_turns(contestants, batches, rounds, block, f"{name}: ")
+    speeds.setdefault("transformer", speeds["plain"])
     with torch.device("meta"):
         found: dict[str, Any] = {"parameters": parameters(ours()), "plain_parameters": parameters(plain())}
     found |= {f"{each}_tokens_per_second": statistics.median(values) for each, values in speeds.items()}
-    for each, title in (("regard", "ratio"), ("float32", "ratio_float32")):
-        found[title], found[f"{title}_min"], found[f"{title}_max"] = ratios(speeds, each)
+    for title, pair in RATIOS.items():
+        found[title], found[f"{title}_min"], found[f"{title}_max"] = ratios(speeds, *pair)
     return found
 
 
@@ -308,15 +318,16 @@ def measure_all(data: Path, names: Sequence[str], rounds: int, block: int, warmu
 
 
 def table(families: dict[str, Any]) -> Iterator[str]:
-    """The speeds as a Markdown table: tokens per second, and ratio to plain: median (least to greatest of a round)."""
-    yield "| family | parameters (plain) | plain tok/s | Regard tok/s | ratio | Regard float32 tok/s | ratio |"
-    yield "|---|---|---|---|---|---|---|"
+    """The speeds as a Markdown table: tokens per second, and ratios: median (least to greatest of a round)."""
+    yield ("| family | parameters (plain) | plain tok/s | Regard tok/s | to plain | Regard float32 tok/s | to plain | "
+           "plain Transformer tok/s | Regard to it |")
+    yield "|---|---|---|---|---|---|---|---|---|"
     for name, found in families.items():
         cells = [f"{found['parameters']:,} ({found['plain_parameters']:,})",
                  f"{found['plain_tokens_per_second']:,.0f}"]
-        for ours, title in (("regard", "ratio"), ("float32", "ratio_float32")):
+        for speed, title in (("regard", "ratio"), ("float32", "ratio_float32"), ("transformer", "ratio_transformer")):
             least, most = found[f"{title}_min"], found[f"{title}_max"]
-            cells += [f"{found[f'{ours}_tokens_per_second']:,.0f}", f"{found[title]:.2f} ({least:.2f} to {most:.2f})"]
+            cells += [f"{found[f'{speed}_tokens_per_second']:,.0f}", f"{found[title]:.2f} ({least:.2f} to {most:.2f})"]
         yield f"| {name} | {' | '.join(cells)} |"
 
 
@@ -326,7 +337,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, metavar="FOLDER", help="holds train.en and train.de")
     parser.add_argument("--rounds", type=int, default=6, help="blocks of each model (default 6)")
     parser.add_argument("--block", type=int, default=10, help="updates in a block (default 10)")
-    parser.add_argument("--warmup", type=int, default=5, help="updates before the first block (default 5)")
+    parser.add_argument("--warmup", type=int, default=15, help="updates before the first block (default 15)")
     parser.add_argument("--threads", type=int, help="processor threads (default: torch's own choice)")
     parser.add_argument("--only", nargs="+", metavar="NAME", choices=list(FAMILIES), default=list(FAMILIES),
                         help=f"some families alone, of: {'; '.join(FAMILIES)}")
