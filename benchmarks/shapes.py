@@ -3,9 +3,9 @@
     python benchmarks/shapes.py --data FOLDER [--updates 240] [--only NAME …] [--kept 128 512 1024] [--json]
 
 FOLDER holds train.en and train.de (docs/data.md says how to get them). oneDNN makes a program for each shape of a
-product, some milliseconds, and keeps those that it used last. No processor with bfloat16 is needed: products are noted
-in place of being made, and give zeros. For the models of families.py it counts the products of an update, their shapes
-in all, and how many of a later update's, from half of the updates on, would not be among the last so many kept
+product, some milliseconds, and keeps those that it used last. No processor with bfloat16 is needed: those products are
+noted in place of being made, and give zeros. For the models of families.py it counts the products of an update, their
+shapes in all, and how many of a later update's, from half of the updates on, would not be among the last so many kept
 (`PRODUCTS_KEPT` in regard/training/precision.py).
 """
 
@@ -47,9 +47,9 @@ class Noted(TorchDispatchMode):
     ) -> Any:
         """What a call of torch gives."""
         named, packet = named or {}, operation.overloadpacket
-        if packet not in OF_LEFT | OF_ROWS:
-            return operation(*given, **named)
         tensors = [each for each in given if isinstance(each, Tensor)]
+        if packet not in OF_LEFT | OF_ROWS or tensors[-1].dtype != torch.bfloat16:
+            return operation(*given, **named)
         self.shapes.append(tuple((each.dtype, each.shape, each.stride()) for each in tensors))
         if packet in OF_ROWS:
             x, weight = tensors[:2]

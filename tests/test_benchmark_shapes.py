@@ -32,7 +32,14 @@ def test_a_product_and_both_of_its_gradients_are_noted_in_bfloat16(shapes):
 
 
 def test_a_product_into_a_tensor_that_is_there_is_noted_and_gives_zeros_too(shapes):
-    x, out = torch.randn(3, 3), torch.full((3, 3), torch.nan)
+    x, out = torch.randn(3, 3).bfloat16(), torch.full((3, 3), torch.nan).bfloat16()
     with shapes.Noted() as noted:
-        assert torch.mm(x, x, out=out) is out and torch.full((3, 3), torch.nan).addmm_(x, x).eq(0).all()
+        assert torch.mm(x, x, out=out) is out and torch.full_like(x, torch.nan).addmm_(x, x).eq(0).all()
     assert not out.any() and len(noted.shapes) == 2
+
+
+def test_products_of_float32_have_no_program_and_are_made(shapes):
+    x = torch.randn(3, 3)
+    with shapes.Noted() as noted:
+        assert (x @ x).any()
+    assert not noted.shapes

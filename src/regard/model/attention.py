@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from regard.errors import ConfigError
+from regard.model import rows
 from regard.model.layers import INIT, Dropout, linear
 from regard.model.pairs import along
-from regard.model.rows import POSITIONS
 from regard.model.state import Memory
 from regard.shapes import fit
 
@@ -65,13 +65,23 @@ class Score(nn.Module):
         return self.compare(query, self.project(keys))
 
 
+def product(x: Tensor, y: Tensor) -> Tensor:
+    """x @ y, of the few queries of a sentence. A processor that multiplies matrices in bfloat16 makes these in float32
+    or wider: of single queries that takes half of the time, and no program for each number of queries and keys."""
+    if x.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
+        return x @ y
+    wide = torch.promote_types(torch.promote_types(x.dtype, y.dtype), torch.float32)
+    with torch.autocast("cpu", enabled=False):
+        return x.to(wide) @ y.to(wide)
+
+
 class Product(Score):
     """Any score that is a product: scale · query · projected key."""
 
     scale = 1.0
 
     def compare(self, query: Tensor, projected: Tensor) -> Tensor:
-        return (query if self.scale == 1 else query * self.scale) @ projected.transpose(-2, -1)
+        return product(query if self.scale == 1 else query * self.scale, projected.transpose(-2, -1))
 
 
 class Dot(Product):
@@ -100,8 +110,7 @@ class General(Product):
         self.weight = nn.Linear(key_width, query_width, bias=False)
 
     def project(self, keys: Tensor) -> Tensor:
-        projected: Tensor = self.weight(keys)
-        return projected
+        return rows.linear(keys, self.weight.weight)
 
 
 class Perceptron(Score):
@@ -114,7 +123,7 @@ class Perceptron(Score):
         raise NotImplementedError
 
     def compare(self, query: Tensor, projected: Tensor) -> Tensor:
-        return along(self.v.weight[0], nn.functional.linear(query, self.matrix()), projected)
+        return along(self.v.weight[0], rows.linear(query, self.matrix()), projected)
 
 
 class Additive(Perceptron):
@@ -127,8 +136,7 @@ class Additive(Perceptron):
         self.v = nn.Linear(query_width, 1, bias=False)
 
     def project(self, keys: Tensor) -> Tensor:
-        projected: Tensor = self.key(keys)
-        return projected
+        return rows.linear(keys, self.key.weight)
 
     def matrix(self) -> Tensor:
         weight: Tensor = self.query.weight
@@ -144,7 +152,7 @@ class Concat(Perceptron):
         self.v = nn.Linear(query_width, 1, bias=False)
 
     def project(self, keys: Tensor) -> Tensor:
-        return nn.functional.linear(keys, self.weight.weight[:, self.query_width :], self.weight.bias)
+        return rows.linear(keys, self.weight.weight[:, self.query_width :], self.weight.bias)
 
     def matrix(self) -> Tensor:
         return self.weight.weight[:, : self.query_width]
@@ -369,8 +377,7 @@ class Attention(nn.Module):
         compare = self.score.compare
         scores = compare(query, keys) if keys.dim() == 3 else compare(query[:, :, None], keys).squeeze(2)
         weights = weigh(scores, near) * factor
-        context = weights @ memory.values
-        return context, weights
+        return product(weights, memory.values), weights
 
 
 # --- 3. every position asks at once --------------------------------------------------------------------------------
@@ -456,7 +463,7 @@ def whole_rows(
     keys: Tensor, values: Tensor, mask: Tensor | None, bias: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """The same with so many keys that the scores' rows are whole vectors; the mask hides those that are added."""
-    added, pad = -keys.shape[2] % POSITIONS, nn.functional.pad
+    added, pad = -keys.shape[2] % rows.POSITIONS, nn.functional.pad
     if not added:
         return keys, values, mask, bias
     hidden = pad(keys.new_ones(keys.shape[2], dtype=torch.bool) if mask is None else mask, (0, added))

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from regard.model.layers import narrow
-from regard.model.rows import room, step
+from regard.model.rows import few, room, step
 
 Tensors = tuple[Tensor, ...]
 sigmoid_back, tanh_back = torch.ops.aten.sigmoid_backward, torch.ops.aten.tanh_backward
@@ -137,9 +137,9 @@ class Cell(nn.Module):
         if x.shape[1] == 1:  # as in a step of search
             after = self.steps()(self.gates(x[:, 0]), start)
             return after["hidden"].unsqueeze(1), after
-        gates = self.gates(x.transpose(0, 1).contiguous())
+        gates = self.gates(few(x.transpose(0, 1).flatten(0, 1)))
         states, *last = _Run.apply(  # type: ignore[no-untyped-call]
-            self.kind, torch.is_grad_enabled(), narrow(self.part("weight_hh")), self.part("bias_hh"), gates,
+            self.kind, torch.is_grad_enabled(), x.shape[1], narrow(self.part("weight_hh")), self.part("bias_hh"), gates,
             *(start[name] for name in self.kind.parts))
         return states.transpose(0, 1), dict(zip(self.kind.parts, last, strict=True))
 
@@ -230,20 +230,21 @@ class _Step(torch.autograd.Function):
 
 
 class _Run(torch.autograd.Function):
-    """A cell over a whole sequence: U, (G, D), b, (G,), and what each input says of the gates, (T, B, G)."""
+    """A cell over T steps: U, (G, D), b, (G,), and what each input says of the gates, in rows, (T x B or more, G)."""
 
     @staticmethod
-    def forward(ctx: Any, kind: Kind, learns: bool, U: Tensor, b: Tensor, x: Tensor, *first: Tensor) -> Tensors:
-        (T, B, _), D = x.shape, U.shape[1]
+    def forward(ctx: Any, kind: Kind, learns: bool, T: int, U: Tensor, b: Tensor, x: Tensor,
+                *first: Tensor) -> Tensors:
+        B, D = first[0].shape
         hidden, state = room(U, (T + 1) * B, D), widened(*first)
         known: list[Tensor] = []
         hidden[:B] = state[0]
         for t in range(T):
-            state, each = one_step(kind, U, b, x[t], hidden[step(t, B)], *state)
+            state, each = one_step(kind, U, b, x[step(t, B)], hidden[step(t, B)], *state)
             hidden[step(t + 1, B)] = state[0]
             known += each if learns else ()
         ctx.save_for_backward(U, hidden, *known)
-        ctx.kind, ctx.types = kind, [part.dtype for part in (b, x, *first)]
+        ctx.kind, ctx.types, ctx.rows = kind, [part.dtype for part in (b, x, *first)], len(x)
         return hidden[B : (T + 1) * B].view(T, B, D), *told(U, *state)
 
     @staticmethod
@@ -253,7 +254,7 @@ class _Run(torch.autograd.Function):
         kind, state, (T, B, _) = ctx.kind, widened(*grads[1:]), grads[0].shape
         count = len(known) // T
         asked = room(U, T * B, len(U))
-        x = torch.empty_like(asked) if kind.apart else asked
+        x = room(U, T * B, len(U)) if kind.apart else asked
         for t in reversed(range(T)):
             of_step = tuple(known[t * count : (t + 1) * count])
             to_x, asked[step(t, B)], direct = kind.back(of_step, state[0] + grads[0][t], *state[1:])
@@ -261,7 +262,7 @@ class _Run(torch.autograd.Function):
                 x[step(t, B)] = to_x
             state = before(asked[step(t, B)] @ U, *direct)
         b, of_U = asked.sum(0) if kind.apart else None, asked.t() @ hidden[: len(asked)]
-        return None, None, of_U, *in_types(ctx.types, b, x[: T * B].view(T, B, -1), *state)
+        return None, None, None, of_U, *in_types(ctx.types, b, x[: ctx.rows], *state)
 
 
 def before(through: Tensor, direct: Tensor | None, *others: Tensor) -> Tensors:

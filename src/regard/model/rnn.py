@@ -17,6 +17,7 @@ from regard.model import stepwise
 from regard.model.attention import Attention, fixed, hiding
 from regard.model.cells import KINDS, Cell
 from regard.model.layers import Dropout, Embedding, Layers, narrow
+from regard.model.rows import few, linear
 from regard.model.state import Memory, State, Taps
 
 
@@ -259,13 +260,13 @@ class RNNDecoder(nn.Module):
         assert self.attention is not None
         (first, *_), memory, (B, T, width) = self.layers, state.memory, x.shape
         factor, *factors = (self.dropout.factors(x, layer.rnn.input_size).transpose(0, 1) for layer in self.layers)
-        said = first.gates(x.transpose(0, 1) * factor[..., :width])
+        said = first.gates(few((x.transpose(0, 1) * factor[..., :width]).flatten(0, 1)))
         scores, inputs = stepwise.compared(self.attention, state.shared["projected"])
         inputs.append(memory.values)
         if self.feeding and self.readout is not None:
             inputs += [cache["fed"], narrow(self.readout.weight), narrow(self.readout.bias)]
         for index, layer in enumerate(self.layers):
-            inputs += layer.for_loop(layer.bias().expand(T, B, -1)) if index else layer.for_loop(said, width)
+            inputs += layer.for_loop(layer.bias().expand(T * B, -1)) if index else layer.for_loop(said, width)
             inputs += [cache[f"{index}.{name}"] for name in layer.kind.parts]
         near, _ = self.attention.window(x, memory.mask, state.length)
         hidden, context, weights, made, *last = stepwise.loop(
@@ -290,4 +291,4 @@ class RNNDecoder(nn.Module):
         """tanh(W [context; hidden]) (Luong et al. 2015, eq. 5) where a context is read, else the hidden state."""
         if self.readout is None:
             return hidden
-        return torch.tanh(self.readout(torch.cat([context, hidden], dim=-1)))
+        return torch.tanh(linear(torch.cat([context, hidden], dim=-1), self.readout.weight, self.readout.bias))

@@ -134,6 +134,19 @@ def whole(rows: Tensor) -> Tensor:
     return nn.functional.pad(rows, (0, 0, 0, -len(rows) % ROWS))
 
 
+def few(rows: Tensor) -> Tensor:
+    """(N, …), `whole` where products are made in bfloat16."""
+    return whole(rows) if torch.is_autocast_enabled(rows.device.type) else rows
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x Wᵀ + b of (…, T, D), on a processor by products of few shapes."""
+    if x.device.type != "cpu" or x.shape[-2] == 1:
+        return nn.functional.linear(x, weight, bias)
+    made = nn.functional.linear(few(x.flatten(0, -2)), weight, bias)
+    return made[: x.shape[:-1].numel()].view(*x.shape[:-1], -1)
+
+
 def room(like: Tensor, count: int, width: int) -> Tensor:
     """Room for so many rows, and zeros up to a multiple of `ROWS`: what `whole` gives, without a copy."""
     made = like.new_empty(-(-count // ROWS) * ROWS, width)

@@ -35,7 +35,7 @@ class Layer(NamedTuple):
 
     Attributes:
         kind: of cell.
-        said: what is known of the gates before the loop, (T, B, G): what the tokens say, or a bias.
+        said: what is known of the gates before the loop, (T x B or more, G): what the tokens say, or a bias.
         W: (G, I), meets what enters.
         U: (G, D), meets the last hidden state.
         b: (G,), added to U h; read where a gate treats it apart.
@@ -67,7 +67,7 @@ class Layer(NamedTuple):
         """y, (B, I), enters: the state after step t, from that before it."""
         now, after = step(t, len(y)), step(t + 1, len(y))
         torch.mul(y, self.factor[t], out=self.entered[now])
-        x = torch.addmm(self.said[t], self.entered[now], self.W.t())
+        x = torch.addmm(self.said[now], self.entered[now], self.W.t())
         state, known = one_step(self.kind, self.U, self.b, x, self.hidden[now], *state)
         self.hidden[after] = state[0]
         self.known.extend(known)
@@ -75,14 +75,14 @@ class Layer(NamedTuple):
 
     def rooms(self) -> Tensors:
         """For the gradients of what the inputs said of the gates, and of U h + b, each (T x B, G)."""
-        T, B, G = self.said.shape
-        asked = room(self.U, T * B, G)
-        return room(self.U, T * B, G) if self.kind.apart else asked, asked
+        T, B, _ = self.factor.shape
+        asked = room(self.U, T * B, len(self.U))
+        return room(self.U, T * B, len(self.U)) if self.kind.apart else asked, asked
 
     def back(self, t: int, state: Tensors, rooms: Tensors) -> tuple[Tensor, Tensors]:
         """From the gradient of the state after step t, that of y and of the state before."""
         (told, asked), now = rooms, step(t, len(state[0]))
-        count = len(self.known) // len(self.said)
+        count = len(self.known) // len(self.factor)
         x, asked[now], direct = self.kind.back(tuple(self.known[t * count : (t + 1) * count]), *state)
         if self.kind.apart:
             told[now] = x
@@ -90,9 +90,9 @@ class Layer(NamedTuple):
 
     def grads(self, rooms: Tensors) -> Grads:
         """Those of said, W, U and b."""
-        (told, asked), (T, B, G) = rooms, self.said.shape
+        told, asked = rooms
         b = asked.sum(0) if self.kind.apart else None
-        return told[: T * B].view(T, B, G), told.t() @ self.entered, asked.t() @ self.hidden[: len(asked)], b
+        return told[: len(self.said)], told.t() @ self.entered, asked.t() @ self.hidden[: len(asked)], b
 
 
 class Scores(Protocol):
