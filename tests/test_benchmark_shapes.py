@@ -5,6 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from conftest import make_batch, make_model
+from regard.training.objective import loss_of
+
 
 @pytest.fixture
 def shapes(monkeypatch):
@@ -43,3 +46,17 @@ def test_products_of_float32_have_no_program_and_are_made(shapes):
     with shapes.Noted() as noted:
         assert (x @ x).any()
     assert not noted.shapes
+
+
+@pytest.mark.parametrize("name", [
+    "fixed-gru-every-step", "after-general", "after-feeding", "before-additive", "before-concat"])
+def test_other_lengths_make_no_new_shapes_of_a_recurrent_network(shapes, name):
+    """Its memory grew with them: each is a program, which stays (docs/log.md, 2026-11-30)."""
+    model, found = make_model(name).float().train(), []
+    for lengths in ([(5, 4), (2, 6), (1, 1)], [(9, 2), (3, 8), (4, 4)]):
+        with shapes.Noted() as noted, torch.autocast("cpu", torch.bfloat16):
+            loss, _ = loss_of(model, make_batch(lengths))
+        with noted:
+            loss.backward()
+        found.append(set(noted.shapes))
+    assert found[0] and found[1] <= found[0]

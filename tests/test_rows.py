@@ -1,8 +1,9 @@
 """Packed rows hold the real tokens of a batch, and nothing of what padding held."""
 
+import pytest
 import torch
 
-from regard.model.rows import POSITIONS, ROWS, Packed, packs, sentences
+from regard.model.rows import POSITIONS, ROWS, Packed, linear, packs, room, sentences, whole
 
 MASK = torch.tensor([[True] * 5, [True] * 2 + [False] * 3, [True] * 4 + [False]])
 
@@ -93,3 +94,31 @@ def test_numbers_of_sentences_are_few_and_little_is_added():
     assert all(count <= sentences(count) <= 1.125 * count for count in counts)
     assert [sentences(count) for count in range(1, 17)] == [*range(1, 17)]
     assert len({sentences(count) for count in counts}) < 75
+
+
+@pytest.mark.parametrize("bias", [True, False], ids=["with its bias", "without"])
+def test_a_linear_map_of_few_shapes_is_the_linear_map(bias, monkeypatch):
+    x, weight = torch.randn(3, 5, 4, requires_grad=True), torch.randn(6, 4, requires_grad=True)
+    bias, met = torch.randn(6, requires_grad=True) if bias else None, []
+    learned = [x, weight] if bias is None else [x, weight, bias]
+    original = torch.nn.functional.linear
+    right = original(x, weight, bias)
+    monkeypatch.setattr(torch.nn.functional, "linear", lambda *given: met.append(len(given[0])) or original(*given))
+    for narrow, tolerance in ((False, 1e-6), (True, 0.05)):
+        with torch.autocast("cpu", torch.bfloat16, enabled=narrow):
+            found = linear(x, weight, bias)
+            linear(x[:, :1], weight, bias)  # a step of a loop, whose rows are few already
+        torch.testing.assert_close(found.float(), right, rtol=tolerance, atol=tolerance)
+        upstream = torch.ones_like(right)
+        for each, expected in zip(torch.autograd.grad(found, learned, upstream.to(found.dtype)),
+                                  torch.autograd.grad(right, learned, upstream, retain_graph=True), strict=True):
+            torch.testing.assert_close(each, expected, rtol=tolerance, atol=tolerance)
+    assert met == [15, 3, ROWS, 3]
+
+
+@pytest.mark.parametrize("count", [1, ROWS, ROWS + 1])
+def test_a_room_is_as_large_as_rows_made_whole_and_ends_in_zeros(count):
+    like = torch.empty(0, dtype=torch.bfloat16)
+    made = room(like, count, 3)
+    assert made.shape == whole(torch.ones(count, 3)).shape and made.dtype == like.dtype
+    assert not made[count:].any()

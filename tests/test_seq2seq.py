@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from conftest import make_batch, model_config
+from conftest import MODELS, make_batch, make_model, model_config
 from regard.model import seq2seq
 from regard.model.seq2seq import build_model
 from regard.products import LARGE
+from regard.training.objective import loss_of
 
 
 @pytest.mark.parametrize("name", ["fixed-elman", "transformer-pre"])
@@ -46,6 +47,26 @@ def test_in_bfloat16_a_recurrent_network_learns_from_its_own_rows_alone(name, mo
         found.append([features, *taps.values(), *(weights.grad for weights in model.parameters())])
     for right, filled in zip(*found, strict=True):
         torch.testing.assert_close(filled, right, rtol=0.02, atol=0.02 * float(right.detach().abs().max()))
+
+
+@pytest.fixture
+def new_memory_is_nan():
+    """What nobody has written to shows in whatever it enters."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    assert torch.empty(3).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("narrow", [True, False], ids=["bfloat16", "float32"])
+@pytest.mark.parametrize("name", [name for name in MODELS if model_config(name).encoder.kind == "rnn"
+                                  or model_config(name).decoder.kind == "rnn"])
+def test_a_recurrent_network_learns_from_no_memory_that_nobody_wrote(name, narrow, new_memory_is_nan):
+    model, batch = make_model(name).float().train(), make_batch()
+    with torch.autocast("cpu", torch.bfloat16, enabled=narrow):
+        loss, _ = loss_of(model, batch, 0.1)
+    loss.backward()
+    assert all(weights.grad.isfinite().all() for weights in model.parameters() if weights.grad is not None)
 
 
 @pytest.mark.parametrize("name, training, learns, kind", [

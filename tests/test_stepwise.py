@@ -160,7 +160,7 @@ def test_in_bfloat16_a_loop_is_about_as_exact_as_its_steps(form, joined):
 
 @ALL_FORMS
 def test_what_a_loop_keeps_may_be_laid_elsewhere(form):
-    """As hooks do that keep it on another device; and it is let go with what was computed."""
+    """As hooks do that keep it on another device: nothing is read from beside it."""
     decoder, memory = a_decoder("lstm", form)
     tokens = torch.randint(9, (3, 5))
     expected = gradients(all_of_it(decoder, memory, tokens)[0], decoder, memory)
