@@ -52,10 +52,13 @@ def test_in_bfloat16_a_recurrent_network_learns_from_its_own_rows_alone(name, mo
 @pytest.fixture
 def new_memory_is_nan():
     """What nobody has written to shows in whatever it enters."""
+    before = (torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory)
     torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
     assert torch.empty(3).isnan().all()
     yield
-    torch.use_deterministic_algorithms(False)
+    torch.use_deterministic_algorithms(before[0])
+    torch.utils.deterministic.fill_uninitialized_memory = before[1]
 
 
 @pytest.mark.parametrize("narrow", [True, False], ids=["bfloat16", "float32"])
