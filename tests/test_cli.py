@@ -126,6 +126,16 @@ def test_the_package_runs_as_the_command():
     assert done.stdout == f"regard {__version__}\n"
 
 
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="other systems' torch comes with another OpenMP")
+@pytest.mark.parametrize(("asked", "policy"), [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "active"}, "ACTIVE")])
+def test_threads_that_wait_leave_their_cores_to_others(run, monkeypatch, asked, policy):
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    for name, value in {**asked, "OMP_DISPLAY_ENV": "true"}.items():
+        monkeypatch.setenv(name, value)
+    done = process("translate", run, input=b"a b\n", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert f"OMP_WAIT_POLICY = '{policy}'" in done.stderr.decode()
+
+
 def test_version():
     result = regard("--version")
     assert result.exit_code == 0 and result.stdout == f"regard {__version__}\n"
