@@ -85,9 +85,9 @@ for _command in (demo, init, plan, prepare, train, translate, score, evaluate, c
 def main() -> None:
     """Run the command line: what the installed command `regard` calls. Text is UTF-8, whatever the locale says.
 
-    Threads of torch that wait for each other sleep, where the environment does not say otherwise, and where torch is not
-    imported yet. Usually they turn in place for milliseconds, and take the cores from those that they wait for once another
-    program runs too: a training on two cores was seven times as slow then (docs/log.md, 2026-12-01).
+    Threads of torch that wait for each other sleep, unless the environment says otherwise or torch is imported already.
+    Usually they turn in place for milliseconds, and take the cores from those that they wait for once another program
+    runs too: a training on two cores was seven times as slow then (docs/log.md, 2026-12-01).
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     for stream in (sys.stdout, sys.stderr):
