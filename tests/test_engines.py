@@ -15,7 +15,7 @@ from pydantic import TypeAdapter
 from typer.testing import CliRunner
 
 import regard
-from conftest import FAMILIES, MODELS, TRANSFORMER, make_config, model_config, write_reversal
+from conftest import FAMILIES, MODELS, TRANSFORMER, make_config, make_model, model_config, write_reversal
 from regard.cli import app
 from regard.config_model import AnyModelConfig
 from regard.decode.options import Options
@@ -358,6 +358,14 @@ def test_torch_in_bfloat16(name, tmp_path):
         assert all(one.problem is None for one in half.translate(["a b c", "d"], **asked))
     targets = [one.text for one in whole.translate(["a b c", "d"])]
     assert half.score(["a b c", "d"], targets) == pytest.approx(whole.score(["a b c", "d"], targets), abs=0.3)
+
+
+@pytest.mark.parametrize("name", ["before-copy", "mixed-conv-after"])
+def test_a_model_that_copies_scores_in_bfloat16(name):
+    half, whole = (Torch(make_model(name).float(), precision) for precision in ("bfloat16", "float32"))
+    given = [[4, 5, 6], [6]], [[4, 5], [5]], 1000
+    for ours, exact in zip(half.forced(*given), whole.forced(*given), strict=True):
+        assert ours == pytest.approx(exact, abs=0.1)
 
 
 # --- the cache -------------------------------------------------------------------------------------------------------

@@ -64,6 +64,25 @@ def test_nothing_is_kept_where_no_gradient_is_asked_for():
     torch.testing.assert_close(torch.autograd.grad(frozen, weight), torch.autograd.grad(expected[0], weight))
 
 
+def test_a_validation_makes_no_gradient(monkeypatch):
+    def refused(*inputs):
+        raise AssertionError("a gradient was made")
+
+    monkeypatch.setattr(objective._TableGradient, "add", refused)
+    with torch.no_grad():
+        cross_entropy(*tensors())
+    with pytest.raises(AssertionError, match="a gradient was made"):
+        cross_entropy(*tensors())
+
+
+def test_a_second_derivative_is_refused():
+    features, weight, targets = tensors()
+    loss = cross_entropy(features, weight, targets)[0] ** 2
+    (gradient,) = torch.autograd.grad(loss, features, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
+
+
 def test_the_loss_of_a_batch_is_over_its_real_tokens_in_any_pieces():
     model, batch = make_model("transformer-pre"), make_batch()
     logits = model.project(model(batch))

@@ -19,6 +19,16 @@ def normal(*shape):
     return torch.randn(*shape, dtype=torch.float64)
 
 
+def test_a_table_that_another_thread_has_made_shorter_is_not_read():
+    class Raced(Sinusoidal):
+        def __setattr__(self, name, value):
+            super().__setattr__(name, value)
+            if name == "table" and len(value) > 600:  # the other thread's comes right after
+                super().__setattr__(name, value[:600])
+
+    assert Raced(8).waves(699, 700, normal(1)).shape == (1, 8)
+
+
 # --- the oracles, which test_transformer.py uses too ---------------------------------------------------------------
 
 

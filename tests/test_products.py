@@ -18,6 +18,13 @@ def test_it_is_torchs(rows, monkeypatch):
                                    nn.functional.linear(each, table.to(each.dtype)))
 
 
+@torch.inference_mode()
+def test_a_table_made_in_inference_mode_serves(monkeypatch):
+    monkeypatch.setattr(products, "LARGE", 1)
+    x, table = torch.randn(3, 6), torch.randn(50, 6)
+    torch.testing.assert_close(products.product(x, table), nn.functional.linear(x, table))
+
+
 def test_a_search_of_any_sizes_has_few_shapes():
     found = {rows: products.rounded(rows) for rows in range(1, 2000)}
     assert all(rows <= more <= max(1.6 * rows, rows + 15) for rows, more in found.items() if rows > 2)

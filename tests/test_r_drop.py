@@ -38,6 +38,19 @@ def plainly(log_p, log_q, batch, alpha, smoothing):
     return loss, surprise
 
 
+def test_in_bfloat16_both_passes_are_summed_in_float32():
+    torch.manual_seed(1)
+    first, second = (torch.randn(1000, 16).bfloat16() for _ in range(2))
+    targets, found = torch.randint(500, (1000,)), []
+    weight = (0.1 * torch.randn(500, 16)).requires_grad_()
+    for kind in (torch.float64, torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=kind == torch.bfloat16):
+            table = weight if kind == torch.bfloat16 else weight.double()
+            loss, _ = r_drop.agreeing_cross_entropy(first.to(kind), second.to(kind), table, targets, 0.0, 0.1)
+            found.append(torch.autograd.grad(loss, weight)[0])
+    assert float((found[1] - found[0]).norm() / found[0].norm()) < 1e-3
+
+
 @pytest.mark.parametrize("piece", [1, 7, 256])
 @pytest.mark.parametrize("name", NAMES)
 def test_loss_and_gradients_are_those_of_a_plain_loop(name, piece, monkeypatch):

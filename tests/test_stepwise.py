@@ -210,3 +210,20 @@ def test_a_step_of_search_and_an_empty_source_go_step_by_step(form, counted):
     empty = replace(memory, mask=memory.mask & torch.tensor([[True], [True], [False]]))
     found, _ = all_of_it(decoder, empty, tokens)
     assert not counted and not found[1][2].any()
+
+
+def test_in_bfloat16_single_queries_attend_in_float32(counted, monkeypatch):
+    decoder, memory = a_decoder("lstm", "feeding")
+    decoder.float()
+    memory = replace(memory, **{name: getattr(memory, name).detach().float()
+                                for name in ("states", "summary", "values")})
+    kinds, product = [], torch.bmm
+
+    def watched(*given, **named):
+        made = product(*given, **named)
+        kinds.append(made.dtype)
+        return made
+
+    monkeypatch.setattr(torch, "bmm", watched)
+    narrowed(decoder, memory, torch.randint(9, (3, 20)), narrow=True)
+    assert counted and len(kinds) > 40 and set(kinds) == {torch.float32}

@@ -20,6 +20,7 @@ VARIANTS = pytest.mark.parametrize("variant", [
     {"positions": "rotary"}, {"positions": "rotary", "kv_heads": 1}, {"positions": "relative"},
     {"positions": "alibi"}, {"stochastic_depth": 0.5}], ids=lambda variant: " ".join(map(str, variant.values())))
 NORMS = pytest.mark.parametrize("norm", ["pre", "post"])
+DRAWN = Dropout.bits
 DROPS = pytest.mark.parametrize("rate", [0.0, 0.3])
 
 
@@ -117,16 +118,57 @@ def test_a_decoder_layer_is_its_modules(norm, rate, variant):
 @pytest.mark.parametrize("frozen", ["attention.query", "attention.key_value", "attention.output", "feedforward.inner",
                                     "feedforward.outer", "attention_residual.norm", "attention"])
 def test_weights_that_are_frozen_learn_nothing_and_change_no_other_gradient(frozen):
-    (layer,) = moved(EncoderLayer(settings()))
+    config = settings(positions="relative")
+    layer, positions = moved(EncoderLayer(config), POSITIONS["relative"](config, False))
     layout, found = Packed(MASK), []
     for freeze in (False, True):
         layer.get_submodule(frozen).requires_grad_(not freeze)
         x = vectors(3, 5, WIDTH)
-        stack = Stack.of(layout, x, POSITIONS["none"](settings(), False).order(layout.mask), layout.mask[:, None, None])
+        stack = Stack.of(layout, x, positions.order(layout.mask), layout.mask[:, None, None])
         learning = [each for name, each in layer.named_parameters() if not name.startswith(f"{frozen}.")]
+        learning += positions.parameters()
         found.append(result(layout.real(layer.rows(layout.pack(x), stack)), x, *learning))
     for whole, part in zip(*found, strict=True):
         assert torch.equal(whole, part)
+
+
+@pytest.mark.parametrize("frozen", ["cross.query", "cross.key_value", "cross.output", "cross"])
+def test_what_is_frozen_of_a_decoder_changes_no_other_gradient(frozen):
+    (layer,) = moved(DecoderLayer(settings(), 6))
+    nothing, found = torch.empty(0), []
+    memory = Memory(nothing, SOURCE, nothing, nothing, nothing)
+    layout, held = Packed(MASK), Packed(SOURCE)
+    order, seen = POSITIONS["none"](settings(), True).order(layout.mask), torch.ones(16, 16, dtype=torch.bool).tril()
+    for freeze in (False, True):
+        layer.get_submodule(frozen).requires_grad_(not freeze)
+        x, states = vectors(3, 5, WIDTH), vectors(3, 20, 6).detach()
+        keys_values = layer.start(held.pack(states), held)
+        state = State(memory, 0, {}, dict(zip(("0.keys", "0.values"), keys_values, strict=True)))
+        stack = Stack.of(layout, x, order, seen, source_mask(state))
+        learning = [each for name, each in layer.named_parameters() if not name.startswith(f"{frozen}.")]
+        found.append(result(layout.real(layer.rows(layout.pack(x), stack, told(state, 0))), x, *learning))
+    for whole, part in zip(*found, strict=True):
+        assert torch.equal(whole, part)
+
+
+def test_each_residual_drops_other_values_each_time(monkeypatch):
+    drawn = []
+
+    def bits(self, shape, like, noise):
+        made = DRAWN(self, shape, like, noise)
+        drawn.append(made)
+        return made
+
+    monkeypatch.setattr(Dropout, "bits", bits)
+    config = TransformerSideConfig(kind="transformer", width=WIDTH, heads=3, feedforward=20, dropout=0.3)
+    (layer,) = moved(EncoderLayer(config))
+    layout, x = Packed(MASK), vectors(3, 5, WIDTH)
+    for _ in range(2):
+        stack = Stack.of(layout, x, POSITIONS["none"](config, False).order(layout.mask), layout.mask[:, None, None])
+        layer.rows(layout.pack(x), stack)
+    masks = [mask for mask in drawn if mask is not None]
+    assert len(masks) == 4 and all(0 < (mask == 0).double().mean() < 1 for mask in masks)
+    assert not any(torch.equal(one, other) for i, one in enumerate(masks) for other in masks[:i])
 
 
 @pytest.mark.parametrize("name", ["transformer-pre", "transformer-rotary", "mixed-rnn-transformer"])

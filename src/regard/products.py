@@ -45,7 +45,7 @@ def rounded(rows: int) -> int:
 
 def packed(table: Tensor) -> Tensor:
     """A table in the order in which oneDNN reads it fastest, made anew when the table has been written to."""
-    mark = table.data_ptr(), table._version
+    mark = table.data_ptr(), 0 if table.is_inference() else table._version  # which an inference tensor has not
     known: tuple[Any, Tensor] | None = PACKED.get(table)
     if known is None or known[0] != mark:
         known = PACKED[table] = mark, torch.ops.mkldnn._reorder_linear_weight(table.detach())

@@ -18,7 +18,7 @@ def mixed_log_probabilities(features: Tensor, output: Tensor, source: Tensor) ->
     """
     width = output.shape[1]
     hidden, gate, weights = features[..., :width], features[..., width : width + 1], features[..., width + 1 :]
-    logits = torch.nn.functional.linear(hidden, output)
+    logits = torch.nn.functional.linear(hidden.to(output.dtype), output)  # attention may be wider
     logits, gate, weights = (x if x.dtype == torch.float64 else x.float() for x in (logits, gate, weights))
     generated = torch.nn.functional.logsigmoid(gate) + torch.log_softmax(logits, dim=-1)
     copied = torch.zeros_like(generated).scatter_add(

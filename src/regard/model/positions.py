@@ -77,10 +77,11 @@ class Waves(Positions):
 
     def waves(self, start: int, end: int, like: Tensor) -> Tensor:
         """Rows start to end - 1, (T, D), in the type of another tensor."""
-        if end > self.table.shape[0]:
+        table = self.table  # another thread may put a shorter one there
+        if end > len(table):
             with torch.inference_mode(False):  # a search may have come this far, and training may need it next
-                self.table = self._rows(2 * end).to(self.table)
-        return self.table[start:end].to(like.dtype)
+                self.table = table = self._rows(2 * end).to(table)
+        return table[start:end].to(like.dtype)
 
     def _rows(self, end: int) -> Tensor:
         position = torch.arange(end, dtype=torch.float64)[:, None]

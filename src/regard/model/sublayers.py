@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from numpy.random import SFC64
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from regard.model.attention import hiding
@@ -356,6 +357,7 @@ class _Sublayer(torch.autograd.Function):
         return y[None]
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> Grads:
         seen, keep, share, gain, shift, *saved = ctx.saved_tensors
         grad, norm, own = grads[0][0], saved[:3], saved[3:]

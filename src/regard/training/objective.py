@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from regard.config_train import TrainConfig
@@ -61,9 +62,10 @@ class _ProjectedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, features: Tensor, weight: Tensor, targets: Tensor, smoothing: float, kind: torch.dtype
+        ctx: Any, features: Tensor, weight: Tensor, targets: Tensor, smoothing: float, kind: torch.dtype,
+        learns: bool
     ) -> tuple[Tensor, Tensor]:
-        wanted = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
+        wanted = learns and any(ctx.needs_input_grad[:2])
         w, count, features = weight.to(kind), len(features), features.to(weight.dtype)
         x, right = whole(features.to(kind)), whole(targets[:, None])
         grad_features = torch.empty_like(x, dtype=weight.dtype) if wanted else None
@@ -96,9 +98,10 @@ class _ProjectedCrossEntropy(torch.autograd.Function):
         return (1 - smoothing) * surprise - smoothing * even, surprise
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         grad_features, grad_weight = ctx.saved_tensors
-        return grad_features * grads[0], grad_weight * grads[0], None, None, None
+        return grad_features * grads[0], grad_weight * grads[0], None, None, None, None
 
 
 def cross_entropy(features: Tensor, weight: Tensor, targets: Tensor, smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
@@ -117,7 +120,7 @@ def cross_entropy(features: Tensor, weight: Tensor, targets: Tensor, smoothing: 
     kind = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else features.dtype
     with torch.autocast(device, enabled=False):
         loss, surprise = _ProjectedCrossEntropy.apply(  # type: ignore[no-untyped-call]
-            features, weight, targets, smoothing, kind)
+            features, weight, targets, smoothing, kind, torch.is_grad_enabled())
     return loss, surprise
 
 

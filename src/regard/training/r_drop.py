@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from regard.data.batches import Batch
@@ -53,7 +54,7 @@ class _AgreeingCrossEntropy(torch.autograd.Function):
                 by_logits = by_logits.mul_(own).sub_(other, alpha=quarter).to(kind)
                 grad[rows] = by_logits @ w
                 grad_weight += by_logits.T @ part[rows]
-        mean, both = weight.mean(0), (first + second).to(weight.dtype)
+        mean, both = weight.mean(0), first.to(weight.dtype) + second.to(weight.dtype)
         # The mean of log p over the vocabulary is that of the logits less log Z, and log Z = logit - log p.
         even = both.sum(0) @ mean - right_logits - surprise
         grads = [grad[:count] for grad in grads]
@@ -67,6 +68,7 @@ class _AgreeingCrossEntropy(torch.autograd.Function):
         return (1 - smoothing) * surprise - smoothing / 2 * even + quarter * apart, surprise
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         return *(grad * grads[0] for grad in ctx.saved_tensors), None, None, None, None
 
