@@ -2,8 +2,8 @@
 # Multi30k English-German, Transformer-tiny, by data diversification (Nguyen et al. 2020): the default recipe and its reverse
 # each translate the training text, and the default recipe's model learns on from both and from what was there before.
 # Measured: test_2016 BLEU 41.28 by the student's best checkpoint, 41.43 by its last (lower-cased, tokenised; beam 5), validation 42.48
-# and 42.63. Cost: 62 million target tokens, an hour on two cores (Zen 5): 27 for the forward model (26.5 minutes), 12 for the
-# backward one, 23 for the student, and a minute for each translation. docs/log.md, 2026-11-29. Interrupted, the same command goes on.
+# and 42.63. Cost: 62 million target tokens, an hour on two cores (Zen 5), reckoned at 17,000 to 20,000 tokens/s: 27 for the forward
+# model (26.5 minutes), 12 for the backward one, 23 for the student, and a minute for each translation. docs/log.md, 2026-11-29. Interrupted, the same command goes on.
 #     sh configs/multi30k-en-de-diverse.sh FOLDER-OF-TEXT FOLDER-FOR-RUNS
 set -eu
 config=$(dirname "$0")/multi30k-en-de-transformer.toml

@@ -257,6 +257,18 @@ def test_fresh_needs_force(place, run):
     refused(regard("train", place / "tiny.toml", "--out", run, "--fresh"), "RunError:", "--force")
 
 
+def test_force_alone_is_refused(place, run):
+    refused(regard("train", place / "tiny.toml", "--out", run, "--force"), "ConfigError:", "--fresh is not given")
+
+
+@pytest.mark.parametrize(("setting", "said"), [
+    ("train.patience=1", "ended by train.patience = 1,"), ("train.minutes=1e-9", "ended by train.minutes = 1e-09,")])
+def test_a_training_that_ends_early_says_by_what(place, tmp_path, setting, said):
+    result = regard("train", place / "tiny.toml", "--out", tmp_path / "run", "--set", "train.steps=1000", "--set",
+                    setting, "--set", "train.validate_every=1", "--set", "train.learning_rate=1e-9")
+    assert result.exit_code == 0 and " updates of 1,000, " + said in result.stderr
+
+
 def test_interrupted_training_saves_and_tells_how_to_go_on(place, tmp_path):
     command = [sys.executable, "-c", "from regard.cli import main; main()", "train", place / "tiny.toml", "--out",
                tmp_path / "run", "--set", "train.steps=1000000", "--set", "train.validate_every=1000000"]

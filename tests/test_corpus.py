@@ -128,8 +128,7 @@ def test_unequal_files_are_refused_where_they_part(tmp_path, side, line, extra):
     message = str(caught.value)
     assert message.startswith(f"{tmp_path}/a.de has {len(de):,} lines and {tmp_path}/a.en has {len(en):,}. Line n of "
                               "one must translate line n of the other. First line where they drift apart by length: ")
-    assert message.endswith(". Nothing was written.")
-    guess = int(message.split("about ")[1].split(".")[0].replace(",", ""))
+    guess = int(message.split("about ")[1].removesuffix(".").replace(",", ""))
     assert abs(guess - line) <= 5
 
 

@@ -185,7 +185,7 @@ def test_lines_of_links(line, numbers):
 
 @pytest.mark.parametrize("line, message", [
     ("0-0 1:1", "here:7: '1:1' is no link. Expected the number of a source word and of a target word, counted from "
-                "0, such as 0-0 1-2, and an empty line for no links. Nothing was written."),
+                "0, such as 0-0 1-2, and an empty line for no links."),
     ("0-0-0", "here:7: '0-0-0' is no link"), ("0-", "'0-' is no link"), ("-1-0", "'-1-0' is no link"),
     ("0-0\t1-1", "is no link"), ("٣-0", "is no link"), ("0-0,", "is no link"),
     (f"0-{'9' * 50}", f"'0-{'9' * 38}' is no link"),

@@ -49,6 +49,15 @@ def test_folders_that_are_no_run(tmp_path):
         assert f"{tmp_path / name}: {message}. A run is the folder that `regard train" in str(error.value)
 
 
+def test_an_export_is_not_trained_further(tmp_path):
+    for name in ("config.toml", "export.json"):
+        (tmp_path / name).write_text("{}")
+    for making in (lambda: Run.create(tmp_path, make_config(tmp_path)), Run.locked(tmp_path, pytest.fail).__enter__):
+        with pytest.raises(RunError, match=r"is an export, .* nothing was written\. .*--set train\.start_from="):
+            making()
+    assert len(list(tmp_path.iterdir())) == 2
+
+
 def test_a_folder_that_holds_something_else_is_left_alone(tmp_path):
     (tmp_path / "letter.txt").write_text("")
     with pytest.raises(RunError, match=r"holds other files and is no run; nothing was written. Choose another --out"):

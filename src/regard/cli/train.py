@@ -56,7 +56,12 @@ def train(
       regard train en-de.toml --set train.steps=20000 --set model.dropout=0.2 --out runs/more-dropout
     """
     from regard.config import read_config
+    from regard.errors import ConfigError
     from regard.training.loop import train as train_model
+
+    if force and not fresh:
+        raise ConfigError("--force lets --fresh delete checkpoints, and --fresh is not given: leave it out to go on "
+                          "from them, or give both to begin anew")
 
     checked = read_config(config, settings or ())
     train_model(checked, out or default_run(config), fresh=fresh, force=force, quiet=quiet)

@@ -217,7 +217,7 @@ def _build(config: Config, folder: Path, fingerprint: str, begun: Tokenizers | N
         say(part.summary)
     if not any(parts):
         raise DataError(f"no pair to train on: {'; '.join(part.summary for part in parts)}. Expected at least one pair "
-                        "with text on both sides. Nothing was written.")
+                        "with text on both sides.")
     tokenizers = begun or Tokenizers.train(config.tokenizer, *parts)
     for line in _described(tokenizers, config.tokenizer, sum(map(len, parts))):
         say(line)
@@ -227,7 +227,7 @@ def _build(config: Config, folder: Path, fingerprint: str, begun: Tokenizers | N
             f"left out with probability {dropout:g} …")
     found = _Gathered(parts, tokenizers, config)
     if not any(found.counts):
-        raise DataError(f"no pair to train on: {found.left_out}. Raise data.max_tokens. Nothing was written.")
+        raise DataError(f"no pair to train on: {found.left_out}. Raise data.max_tokens.")
     if found.left_out.counts:
         say(str(found.left_out))
     write_folder(folder, found.save, {"fingerprint": fingerprint, **found.facts()})

@@ -33,10 +33,9 @@ from regard.errors import CheckpointError, RunError
 from regard.model.seq2seq import Seq2Seq
 from regard.text.tokenizer import Tokenizers
 from regard.training.checkpoint import MANIFEST, REPLACED, UNFINISHED, disk_errors, read_json
-from regard.training.run import Run
+from regard.training.run import EXPORT, Run
 
 FORMAT = 1
-ABOUT = "export.json"
 CACHE, KEPT, SAMPLE = "engines", 3, 32
 """A run's cache: its folder, the newest conversions that stay there, and the sentences that each is checked on."""
 
@@ -56,11 +55,11 @@ def about(folder: Path) -> dict[str, Any] | None:
         CheckpointError: it is damaged.
         RunError: it is of another version's format.
     """
-    if not (folder / ABOUT).is_file():
+    if not (folder / EXPORT).is_file():
         return None
-    told = read_json(folder / ABOUT)
+    told = read_json(folder / EXPORT)
     if told.get("format") != FORMAT:
-        raise RunError(f"{folder / ABOUT}: is of format {told.get('format')}, and this is regard {__version__}, which "
+        raise RunError(f"{folder / EXPORT}: is of format {told.get('format')}, and this is regard {__version__}, which "
                        f"reads format {FORMAT}. Export the run again, or update regard")
     return told
 
@@ -95,7 +94,7 @@ def new_folder(out: Path, told: dict[str, Any], over: Callable[[Path], bool]) ->
             files = sorted(path for path in unfinished.rglob("*") if path.is_file())
             hashes = {str(path.relative_to(unfinished)): _sha256(path) for path in files}
             told = told | {"format": FORMAT, "regard": __version__, "files": hashes}
-            (unfinished / ABOUT).write_text(json.dumps(told, indent=1, ensure_ascii=False), encoding="utf-8")
+            (unfinished / EXPORT).write_text(json.dumps(told, indent=1, ensure_ascii=False), encoding="utf-8")
             if out.exists() and over(out):
                 out.rename(replaced)
             _rename(unfinished, out)

@@ -49,14 +49,13 @@ def parse_links(line: str, pair: tuple[str, str], place: str) -> list[int]:
     if not LINE.fullmatch(line):
         item = next(item for item in line.split(" ") if item and not LINK.fullmatch(item))
         raise DataError(f"{place}: {item[:40]!r} is no link. Expected the number of a source word and of a target "
-                        "word, counted from 0, such as 0-0 1-2, and an empty line for no links. Nothing was written.")
+                        "word, counted from 0, such as 0-0 1-2, and an empty line for no links.")
     numbers = list(map(int, line.replace("-", " ").split()))
     for side, name in enumerate(("source", "target")):
         words, last = sum(map(bool, pair[side].split(" "))), max(numbers[side::2], default=-1)
         if last >= words:
             raise DataError(f"{place}: a link to {name} word {last}, and the {name} has {words} words. Expected "
-                            f"numbers from 0 to {words - 1}: words are what stands between spaces, counted from 0. "
-                            "Nothing was written.")
+                            f"numbers from 0 to {words - 1}: words are what stands between spaces, counted from 0")
     return numbers
 
 

@@ -173,7 +173,7 @@ def _not_utf8(path: Path, data: bytes, position: int) -> str:
     column = position - data.rfind(NEWLINE, 0, position)
     codec = "UTF-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "LATIN1"
     return (f"{path}:{line}: byte {column} of the line, 0x{data[position]:02x}, is not UTF-8. Expected UTF-8 text: "
-            f"convert the file, for example with `iconv -f {codec} -t UTF-8`, or mend the line. Nothing was written.")
+            f"convert the file, for example with `iconv -f {codec} -t UTF-8`, or mend the line.")
 
 
 def _split(path: Path, lines: Iterable[str]) -> tuple[list[str], list[str]]:
@@ -183,7 +183,7 @@ def _split(path: Path, lines: Iterable[str]) -> tuple[list[str], list[str]]:
         source, tab, target = line.partition(TAB)
         if (line.strip() and not tab) or TAB in target:
             raise DataError(f"{path}:{number}: {1 + target.count(TAB) if tab else 'no'} tabs. Expected one: source TAB "
-                            "target. Mend the line. Nothing was written.")
+                            "target. Mend the line.")
         sources.append(source)
         targets.append(target)
     return sources, targets
@@ -204,8 +204,7 @@ def _unequal(paths: Sequence[Path], sources: Sequence[str], targets: Sequence[st
     """The message for two files of different length."""
     source, target = paths
     return (f"{target} has {len(targets):,} lines and {source} has {len(sources):,}. Line n of one must translate line "
-            f"n of the other. First line where they drift apart by length: about {_drift(sources, targets):,}. "
-            "Nothing was written.")
+            f"n of the other. First line where they drift apart by length: about {_drift(sources, targets):,}.")
 
 
 def _drift(sources: Sequence[str], targets: Sequence[str]) -> int:

@@ -223,11 +223,16 @@ class Trainer:
                 torch.tensor([*asked, clock], dtype=torch.float64, device=self.device)).tolist()
             stop.signal = next((number for number, count in zip(STOPS, came, strict=True) if count), None)
 
-    def is_done(self) -> bool:
-        """Whether nothing is left to do: steps, minutes or patience."""
+    def ending(self) -> str | None:
+        """The setting by which nothing is left to do: steps, minutes or patience; None: something is."""
         settings, standing = self.config.train, self.standing
-        late = settings.minutes is not None and standing.seconds >= 60 * settings.minutes
-        return standing.step >= settings.steps or late or 0 < settings.patience <= standing.bad
+        reached = {"steps": standing.step >= settings.steps, "patience": 0 < settings.patience <= standing.bad,
+                   "minutes": settings.minutes is not None and standing.seconds >= 60 * settings.minutes}
+        return next((name for name, is_reached in reached.items() if is_reached), None)
+
+    def is_done(self) -> bool:
+        """Whether nothing is left to do."""
+        return self.ending() is not None
 
     def log_window(self) -> None:
         """One line of metrics.jsonl about the updates since the last."""
@@ -380,7 +385,10 @@ class Trainer:
             self.average(last)
         best = "" if standing.best_score is None else (
             f"; best validation {settings.metric} {standing.best_score:.2f} at step {standing.best_step:,}")
-        self.reporter.say(f"done: {standing.step:,} updates in {standing.seconds / 60:.1f} minutes{best}. "
+        ending = self.ending()
+        early = f" of {settings.steps:,}, ended by train.{ending} = {getattr(settings, ending):g}," if ending in (
+            "minutes", "patience") else ""
+        self.reporter.say(f"done: {standing.step:,} updates{early} in {standing.seconds / 60:.1f} minutes{best}. "
                           f"Now: regard translate {self.run.folder}")
 
     def averaged(self, paths: Sequence[Path]) -> bool:

@@ -20,6 +20,7 @@ from regard.training.lock import lock
 from regard.training.progress import Reporter
 
 LOCK = ".lock"
+EXPORT = "export.json"  # what only an exported folder has
 BETTER = {"bleu": 1, "token_error_rate": -1, "loss": -1}
 """Which way each validation metric is better: 1 up, -1 down."""
 
@@ -269,3 +270,6 @@ def _refuse_strangers(folder: Path) -> None:
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     if "config.toml" not in names and names - {LOCK, f"{UNFINISHED}config.toml"}:
         raise RunError(f"{folder}: holds other files and is no run; nothing was written. Choose another --out")
+    if EXPORT in names:
+        raise RunError(f"{folder}: is an export, which is not trained further; nothing was written. Choose "
+                       f"another --out, and begin from its weights with --set train.start_from={folder}")
