@@ -14,6 +14,7 @@ from regard.data.batches import Batch
 from regard.data.shards import prepare
 from regard.errors import RunError
 from regard.training import checkpoint as checkpoints
+from regard.training.changes import common_settings
 from regard.training.cluster import Cluster, joined, left_alone
 from regard.training.gradients import Gradients
 from regard.training.loop import Trainer, train
@@ -84,6 +85,34 @@ def test_a_process_with_other_data_ends_all(tmp_path):
     first, second, third = together(tmp_path, 3, unlike)
     assert first.startswith("RunError: process 0 of 3: 2 of the processes have other data than the first. Give all")
     assert "this one has digest of 1" in second and "this one has digest of 1" in third
+
+
+def otherwise(cluster):
+    cluster.refuse_other_settings({"train.steps": 5, "precision": "float32"})
+    cluster.refuse_other_settings({"train.steps": 5, "train.seed": min(cluster.rank, 1)})
+
+
+@pytest.mark.slow
+def test_a_process_with_other_settings_ends_all(tmp_path):
+    first, second = together(tmp_path, 2, otherwise)
+    assert first == ("RunError: process 0 of 2: 1 of the processes have other settings than the first. Give all of "
+                     "them the same config")
+    assert "other settings than the first: train.seed = 1 here and 0 in the first. Give all" in second
+
+
+@pytest.mark.parametrize("setting", [{"learning_rate": 0.5}, {"seed": 9}, {"minutes": 3}])
+def test_settings_that_all_must_share(tmp_path, setting):
+    config = make_config(tmp_path)
+    other = config.model_copy(update={"train": config.train.model_copy(update=setting)})
+    assert common_settings(config, "float32") != common_settings(other, "float32")
+
+
+def test_settings_that_are_a_machine_s_own(tmp_path):
+    config = make_config(tmp_path)
+    own = {"threads": 7, "device": "cuda", "precision": "bfloat16", "start_from": tmp_path}
+    other = config.model_copy(update={"train": config.train.model_copy(update=own)})
+    assert common_settings(config, "float32") == common_settings(other, "float32")
+    assert common_settings(config, "float32") != common_settings(config, "bfloat16")
 
 
 @pytest.mark.slow

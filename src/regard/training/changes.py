@@ -31,6 +31,19 @@ FREE = ("dropout", "stochastic_depth")
 """Settings of a model that its weights do not depend on, by parts of their names."""
 ORDER = {"train.batch_tokens", "train.seed"}
 PAST = {"train.start_from", "tokenizer.take_from"}
+LOCAL = {"train.threads", "train.device", "train.precision", "train.start_from"}
+"""What may differ between processes that train together: of `precision`, what it comes to may not."""
+
+
+def common_settings(config: Config, precision: str) -> dict[str, Any]:
+    """What processes that train together must have alike, by name.
+
+    Args:
+        config: of this process.
+        precision: what `train.precision` comes to here.
+    """
+    sections = config.model_dump(mode="json", include={"model", "train"})
+    return {name: value for name, value in _flat(sections) if name not in LOCAL} | {"precision": precision}
 
 
 def check_changes(folder: Path, before: Mapping[str, Any], config: Config, reporter: Reporter | None) -> None:

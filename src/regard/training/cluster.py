@@ -106,6 +106,18 @@ class Cluster:
             raise RunError(f"process {self.rank} of {self.size}: {int(unlike)} of the processes have other {what} than "
                            f"the first{mine}. Give all of them the same files, or a folder that they share")
 
+    def refuse_other_settings(self, settings: Mapping[str, Any]) -> None:
+        """Raise RunError on every process unless all have the same settings, names with values that JSON holds; those
+        that differ are named."""
+        first = self.agree(settings)
+        unlike = [f"{name} = {value!r} here and {first.get(name)!r} in the first" for name, value in settings.items()
+                  if value != first.get(name)]
+        count = self.sum(torch.tensor([float(bool(unlike))], device=self.device))
+        if count:
+            mine = f": {', '.join(unlike[:3])}{' …' if len(unlike) > 3 else ''}" if unlike else ""
+            raise RunError(f"process {self.rank} of {self.size}: {int(count)} of the processes have other settings "
+                           f"than the first{mine}. Give all of them the same config")
+
 
 @contextmanager
 def joined(device: torch.device) -> Iterator[Cluster]:

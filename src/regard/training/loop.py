@@ -23,6 +23,7 @@ from regard.model.seq2seq import Seq2Seq, build_model
 from regard.training import checkpoint as checkpoints
 from regard.training import start_from
 from regard.training.ahead import Ahead
+from regard.training.changes import common_settings
 from regard.training.checkpoint import Checkpoint, mean_weights, put_weights, weights_of
 from regard.training.cluster import Cluster, joined
 from regard.training.device import memory_errors, pick_device, versions
@@ -70,6 +71,7 @@ def train(
     with ExitStack() as stack:
         cluster = stack.enter_context(joined(pick_device(config.train.device)))
         reporter = stack.enter_context(reporter or Reporter(config.train, quiet, silent=not cluster.is_first))
+        cluster.refuse_other_settings(common_settings(config, chosen(config.train, cluster.device)[0]))
         if cluster.is_first:
             start_from.check(config, Path(out), fresh)
             stack.enter_context(Run.locked(out, reporter.warn))
