@@ -182,6 +182,19 @@ def test_weights_that_are_shared_out_learn_the_same(corpus, tmp_path, name):
     assert all(each == pytest.approx(scores[0], abs=1e-4) for each in scores)
 
 
+@pytest.mark.slow
+def test_attention_is_guided_too_where_weights_are_shared_out(corpus, tmp_path):
+    lines = (corpus / "train.source").read_text().splitlines()
+    (corpus / "train.align").write_text("".join("0-0\n" if line.split() else "\n" for line in lines))
+    config = make_config(corpus, "transformer-post", accumulate=2)
+    first, = config.data.train
+    data = config.data.model_copy(update={"train": [first.model_copy(update={"alignment": "train.align"})]})
+    together, alone = (config.model_copy(update={"data": data, "train": config.train.model_copy(update={
+        "guided_alignment": 0.5, "shard": shard})}) for shard in (True, False))
+    losses, _ = train_together(alone, tmp_path / "alone", 1, steps=4)
+    assert train_together(together, tmp_path / "together", 2, steps=4)[0] == pytest.approx(losses, abs=1e-5)
+
+
 def left_in_a_pass(cluster):
     model = make_model("transformer-post")
     shard(model, cluster.device)

@@ -285,7 +285,7 @@ class Translator:
         else:
             ids = [*self.tokenizers.target.encode([target])[0], EOS]
         # One forced pass gives the attention of every step at once; it equals that of the search, step by step.
-        taps: Taps = {}
+        taps = Taps()
         log_p = self._forced(tokens.ids, [ids], taps)[0, : len(ids)].tolist()
         return Trace(
             source=[*tokens.texts, SPECIALS[EOS]],

@@ -48,7 +48,7 @@ class Ensemble(nn.Module):
     def decoder(self, tokens: Tensor, state: State, taps: Taps | None = None) -> tuple[tuple[Tensor, ...], JointState]:
         """tokens int64 (B, T) -> features of each model, and the state after them."""
         assert isinstance(state, JointState)
-        asked: list[Taps | None] = [None if taps is None else {} for _ in state.parts]
+        asked: list[Taps | None] = [None if taps is None else Taps() for _ in state.parts]
         read = [model.decoder(tokens, part, own)
                 for model, part, own in zip(self._each(), state.parts, asked, strict=True)]
         _put_mean(taps, asked)
@@ -57,7 +57,7 @@ class Ensemble(nn.Module):
 
     def forward(self, batch: Batch, taps: Taps | None = None) -> tuple[Tensor, ...]:
         """Features of each model at every position of the batch's target."""
-        asked: list[Taps | None] = [None if taps is None else {} for _ in self.models]
+        asked: list[Taps | None] = [None if taps is None else Taps() for _ in self.models]
         features = tuple(model(batch, own) for model, own in zip(self._each(), asked, strict=True))
         _put_mean(taps, asked)
         return features

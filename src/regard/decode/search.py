@@ -151,7 +151,7 @@ def each_of(state: State, paths: Paths) -> int:
 def read(model: Model, paths: Paths, state: State) -> tuple[Tensor, Tensor | None, Paths, State]:
     """Log-probabilities of what follows each path, float (R, V); where asked for, the entropy of that distribution,
     float (R,), and paths that have seen more of the source."""
-    taps: Taps = {}
+    taps = Taps()
     alike = each_of(state, paths)
     last = paths.tokens[::alike, -1:]
     features, state = model.decoder(last, state) if paths.seen is None else model.decoder(last, state, taps)

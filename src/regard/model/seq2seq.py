@@ -54,7 +54,7 @@ class Seq2Seq(nn.Module):
         if not self.reverse_source:
             memory = self.encoder(source, mask, taps)
             return memory
-        asked: Taps | None = None if taps is None else {}
+        asked = None if taps is None else Taps()
         memory = self.encoder(reverse(source, mask), mask, asked)
         if taps is not None and asked:
             order = reverse(torch.arange(source.shape[1], device=source.device).expand_as(source), mask)

@@ -6,6 +6,7 @@ N sources, each with K rows (a beam's hypotheses), one after the other: R = N ×
 held once, and its rows ask as if their tokens were positions of one sequence: (R, T, D) seen as (N, K T, D).
 """
 
+from collections import UserDict
 from dataclasses import dataclass, field, replace
 from typing import Self
 
@@ -14,11 +15,15 @@ from torch import Tensor
 
 from regard.model.rows import Packed
 
-Taps = dict[str, Tensor]
-"""Inner values given on request: a caller passes an empty dict down, and each attention writes its weights, (B, T, S)
-or (B, H, T, S), under its own name ("cross.0", "encoder.0", "decoder.0"). When nobody asks (None), nothing is kept."""
 ROOM = 8
 """Tokens of each row that the blocks of a `Past` have room for when they are made."""
+
+
+class Taps(UserDict[str, Tensor]):
+    """Inner values given on request: a caller passes an empty one down, and each attention writes its weights, (B, T,
+    S) or (B, H, T, S), under its own name ("cross.0", "encoder.0", "decoder.0"). When nobody asks (None), nothing is
+    kept. No dict, for of a dict a layer whose weights are shared out (FSDP2) gets a copy, and what it writes is lost.
+    """
 
 
 @dataclass(frozen=True)

@@ -204,7 +204,7 @@ class Guide(NamedTuple):
 def wanted_taps(batch: Batch, coverage: float, guide: Guide | None) -> Taps | None:
     """Where attention is to leave its weights when the loss asks something of them; None: it asks nothing."""
     guided = guide is not None and batch.alignment is not None and len(batch.alignment)
-    return {} if coverage or guided else None
+    return Taps() if coverage or guided else None
 
 
 def attention_loss(taps: Taps, batch: Batch, coverage: float, guide: Guide | None) -> Tensor:
