@@ -183,6 +183,15 @@ def test_weights_that_are_shared_out_learn_the_same(corpus, tmp_path, name):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_each_optimizer_moves_weights_that_are_shared_out(corpus, tmp_path, optimizer):
+    together, alone = (make_config(corpus, "transformer-post", shard=shard, optimizer=optimizer, accumulate=2,
+                                   learning_rate=0.05) for shard in (True, False))
+    losses, _ = train_together(alone, tmp_path / "alone", 1, steps=6)
+    assert train_together(together, tmp_path / "together", 2, steps=6)[0] == pytest.approx(losses, abs=1e-5)
+
+
+@pytest.mark.slow
 def test_attention_is_guided_too_where_weights_are_shared_out(corpus, tmp_path):
     lines = (corpus / "train.source").read_text().splitlines()
     (corpus / "train.align").write_text("".join("0-0\n" if line.split() else "\n" for line in lines))

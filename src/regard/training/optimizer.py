@@ -22,7 +22,8 @@ OPTIMIZERS: dict[str, Callable[[Groups, TrainConfig], torch.optim.Optimizer]] = 
     "adamw": lambda groups, settings: torch.optim.AdamW(groups, betas=settings.betas, eps=1e-9, fused=True),
     # Kingma and Ba (2015): the weight decay is added to the gradient.
     "adam": lambda groups, settings: torch.optim.Adam(groups, betas=settings.betas, eps=1e-9, fused=True),
-    "sgd": lambda groups, settings: torch.optim.SGD(groups, momentum=settings.momentum, fused=True),
+    # Torch has no fused step of this one for weights that are shared out.
+    "sgd": lambda groups, settings: torch.optim.SGD(groups, momentum=settings.momentum, fused=not settings.shard),
     # Shazeer and Stern (2018): of a matrix it keeps means of rows and columns alone. Steps are relative to the size of
     # the weights, and the learning rate is at most 1 / √step.
     "adafactor": lambda groups, settings: torch.optim.Adafactor(groups),
